@@ -1,0 +1,1 @@
+"""What development, demo, tests and benchmarks run against: a simulated exchange and real brokers."""

@@ -1,0 +1,5 @@
+"""Shared fixtures; each part's own fixtures stand in a plugin module beside its tests."""
+
+from __future__ import annotations
+
+pytest_plugins: list[str] = []
