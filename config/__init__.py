@@ -1,0 +1,1 @@
+"""What the user sets, and the names that the exchange accepts."""

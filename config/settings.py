@@ -1,0 +1,379 @@
+"""The settings: environment over `.env` over defaults, frozen, in sections, checked before anything is opened.
+
+`load_settings()` returns them or raises `SettingsError` with one readable line per fault. Names, defaults
+and meanings are the contract with the user; `.env.example` and README.md list them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from config import streams as names
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], NoDecode]
+
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
+
+
+class SettingsError(Exception):
+    """The configuration is wrong; `faults` holds one line each: variable, value, what is allowed."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class _Section(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        env_file_encoding="utf-8",
+        str_strip_whitespace=True,
+        hide_input_in_errors=True,
+    )
+    prefix: ClassVar[str] = ""
+
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Map each environment variable of this section to its field."""
+        return {(cls.prefix + field).upper(): field for field in cls.model_fields}
+
+
+def _listed(value: object) -> object:
+    """Split `A,B` or the JSON list `["A","B"]`; blanks fall away, order stays, repeats are dropped."""
+    if not isinstance(value, str):
+        return value
+    parts = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("a list of names, comma-separated or JSON")
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _raise_first(faults: list[str | None]) -> None:
+    found = [fault for fault in faults if fault]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+class BinanceConfig(_Section):
+    """What is read from the exchange, and where."""
+
+    prefix = "BINANCE_"
+    model_config = SettingsConfigDict(env_prefix="BINANCE_")
+
+    symbols: Names = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "ADAUSDT", "XRPUSDT")
+    stream_types: Names = ("aggTrade", "depth@100ms", "trade", "kline_1m")
+    streams: Names = ()
+    ws_base_url: str = "wss://stream.binance.com:9443/ws"
+    rest_base_url: str = "https://api.binance.com"
+
+    _split = field_validator("symbols", "stream_types", "streams", mode="before")(_listed)
+
+    @field_validator("symbols")
+    @classmethod
+    def _check_symbols(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
+        _raise_first([names.fault_in_symbol(symbol) for symbol in symbols])
+        if not symbols:
+            raise ValueError("at least one symbol")
+        return tuple(dict.fromkeys(symbol.upper() for symbol in symbols))
+
+    @field_validator("stream_types")
+    @classmethod
+    def _check_stream_types(cls, stream_types: tuple[str, ...]) -> tuple[str, ...]:
+        _raise_first([names.fault_in_stream_type(stream_type) for stream_type in stream_types])
+        if not stream_types:
+            raise ValueError("at least one stream type")
+        return stream_types
+
+    @field_validator("streams")
+    @classmethod
+    def _check_streams(cls, streams: tuple[str, ...]) -> tuple[str, ...]:
+        _raise_first([names.fault_in_stream(stream) for stream in streams])
+        return streams
+
+    @field_validator("ws_base_url")
+    @classmethod
+    def _check_ws_base_url(cls, url: str) -> str:
+        parts = _checked_url(url, ("ws", "wss"))
+        if parts.path.rstrip("/") not in ("", "/ws", "/stream") or parts.query:
+            raise ValueError("a base URL that ends in /ws, /stream or the host, without streams or a query")
+        return url
+
+    @field_validator("rest_base_url")
+    @classmethod
+    def _check_rest_base_url(cls, url: str) -> str:
+        _checked_url(url, ("http", "https"))
+        return url.rstrip("/")
+
+    def stream_names(self) -> tuple[str, ...]:
+        """Every stream to subscribe to: `streams` when given, else every symbol with every type."""
+        return self.streams or tuple(
+            f"{symbol.lower()}@{stream_type}" for symbol in self.symbols for stream_type in self.stream_types
+        )
+
+    def combined_url(self) -> str:
+        """Return the exchange's combined endpoint: only there each frame names its stream."""
+        parts = urlsplit(self.ws_base_url)
+        return f"{parts.scheme}://{parts.netloc}/stream"
+
+
+def _checked_url(url: str, schemes: tuple[str, ...]) -> Any:  # noqa: ANN401 - SplitResult, see urlsplit
+    allowed = " or ".join(f"{scheme}://host[:port]" for scheme in schemes)
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"a URL {allowed}")
+    return parts
+
+
+class KafkaConfig(_Section):
+    """The brokers, the topics, and how the producer delivers."""
+
+    prefix = "KAFKA_"
+    model_config = SettingsConfigDict(env_prefix="KAFKA_")
+
+    bootstrap_servers: Names = ("localhost:9092",)
+    topic_raw_events: str = "binance-raw-events"
+    topic_trades: str = "binance-trades"
+    topic_depth: str = "binance-depth"
+    mirror_raw_events: bool = False
+    partitions: Annotated[int, Field(gt=0, le=10_000)] = 3
+    replication_factor: Annotated[int, Field(gt=0, le=100)] = 1
+    compression: Literal["gzip", "snappy", "lz4", "zstd", "none"] = "snappy"
+    batch_size: Annotated[int, Field(gt=0, le=1_000_000)] = 16384
+    linger_ms: Annotated[int, Field(ge=0, le=60_000)] = 10
+    retries: Annotated[int, Field(ge=0, le=2**31 - 1)] = 3
+    max_in_flight: Annotated[int, Field(gt=0, le=5)] = 5
+    acks: Literal["all", "1", "0"] = "all"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "GSSAPI", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_plain_username: str | None = None
+    sasl_plain_password: SecretStr | None = None
+    sasl_kerberos_service_name: str | None = None
+    sasl_kerberos_domain_name: str | None = None
+    ssl_check_hostname: bool = True
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ssl_crlfile: Path | None = None
+    ssl_password: SecretStr | None = None
+    ssl_ciphers: str | None = None
+
+    _split = field_validator("bootstrap_servers", mode="before")(_listed)
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _check_bootstrap_servers(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [server for server in servers if not _ENDPOINT.fullmatch(server)]
+        if wrong or not servers:
+            raise ValueError(f"host:port, one or several comma-separated; not {', '.join(wrong) or 'empty'}")
+        return servers
+
+    @field_validator("topic_raw_events", "topic_trades", "topic_depth")
+    @classmethod
+    def _check_topic(cls, topic: str) -> str:
+        if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+            raise ValueError("a topic name: 1 to 249 of the characters a-z A-Z 0-9 . _ -")
+        return topic
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("acks", mode="before")
+    @classmethod
+    def _acks(cls, value: object) -> object:
+        return "all" if str(value) == "-1" else str(value).lower()
+
+    @field_validator("security_protocol", "sasl_mechanism", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+    @classmethod
+    def _check_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("the path of a file that exists and can be read")
+        return path
+
+    @model_validator(mode="after")
+    def _check_sasl(self) -> Self:
+        if self.security_protocol.startswith("SASL_"):
+            if self.sasl_mechanism is None:
+                raise ValueError("KAFKA_SASL_MECHANISM: must be set when KAFKA_SECURITY_PROTOCOL is SASL_*")
+            if self.sasl_mechanism != "GSSAPI" and not (self.sasl_plain_username and self.sasl_plain_password):
+                raise ValueError(
+                    "KAFKA_SASL_PLAIN_USERNAME, KAFKA_SASL_PLAIN_PASSWORD: "
+                    f"must both be set for KAFKA_SASL_MECHANISM {self.sasl_mechanism}"
+                )
+        return self
+
+    def client_options(self) -> dict[str, Any]:
+        """Return the connection arguments that every kafka-python client takes, secrets in the clear."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "security_protocol": self.security_protocol,
+        }
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            if field.startswith(("sasl_", "ssl_")) and value is not None:
+                options[field] = value.get_secret_value() if isinstance(value, SecretStr) else value
+        return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+class ConnectionConfig(_Section):
+    """How the exchange connection is kept, and when the buffer is flushed."""
+
+    prefix = "CONNECTION_"
+    model_config = SettingsConfigDict(env_prefix="CONNECTION_")
+
+    reconnect_interval: Seconds = 5.0
+    max_reconnect_interval: Seconds = 300.0
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    batch_size: Positive = 100
+    batch_timeout_seconds: Seconds = 5.0
+    timeout_seconds: Seconds = 10.0
+    silence_timeout_seconds: Seconds = 30.0
+
+
+class DeliveryConfig(_Section):
+    """The bound on what is accepted for Kafka and not acknowledged yet; memory stays below it."""
+
+    prefix = "DELIVERY_"
+    model_config = SettingsConfigDict(env_prefix="DELIVERY_")
+
+    max_in_flight_records: Positive = 200_000
+    max_in_flight_bytes: Positive = 100 * 1024 * 1024
+
+
+class LoggingConfig(_Section):
+    """What is logged, and in which form."""
+
+    prefix = "LOG_"
+    model_config = SettingsConfigDict(env_prefix="LOG_")
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["json", "text"] = "json"
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+class MonitoringConfig(_Section):
+    """Where the HTTP endpoints listen; port 0 turns them off."""
+
+    prefix = "MONITORING_"
+    model_config = SettingsConfigDict(env_prefix="MONITORING_")
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+
+
+class ServiceConfig(_Section):
+    """The main thread's own clock."""
+
+    metrics_interval_seconds: Seconds = 30.0
+    shutdown_timeout_seconds: Seconds = 25.0
+
+
+class Settings(_Section):
+    """All sections."""
+
+    binance: BinanceConfig = Field(default_factory=BinanceConfig)
+    kafka: KafkaConfig = Field(default_factory=KafkaConfig)
+    connection: ConnectionConfig = Field(default_factory=ConnectionConfig)
+    delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
+    service: ServiceConfig = Field(default_factory=ServiceConfig)
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "binance": BinanceConfig,
+    "kafka": KafkaConfig,
+    "connection": ConnectionConfig,
+    "delivery": DeliveryConfig,
+    "logging": LoggingConfig,
+    "monitoring": MonitoringConfig,
+    "service": ServiceConfig,
+}
+
+
+def known_variables() -> dict[str, tuple[type[_Section], str]]:
+    """Map every environment variable to its section class and field."""
+    return {name: (section, field) for section in SECTIONS.values() for name, field in section.variables().items()}
+
+
+def load_settings(env_file: str | None = ".env") -> Settings:
+    """Read and check all settings; raise `SettingsError` with every fault at once."""
+    sections: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, section in SECTIONS.items():
+        try:
+            sections[name] = section(_env_file=env_file)
+        except ValidationError as error:
+            faults += _faults(section, error, _given(env_file))
+    if faults:
+        raise SettingsError(faults)
+    return Settings.model_construct(**sections)
+
+
+def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
+    """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
+    known = known_variables()
+    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_")
+    # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
+    injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
+    unknown = [
+        name
+        for name in sorted(_given(env_file))
+        if name.startswith(prefixes) and name not in known and not injected.search(name)
+    ]
+    nearest = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.6) for name in unknown}
+    return {name: near[0] if near else None for name, near in nearest.items()}
+
+
+def _given(env_file: str | None) -> dict[str, str]:
+    from_file = dotenv_values(env_file) if env_file and Path(env_file).is_file() else {}
+    given = {name.upper(): value or "" for name, value in from_file.items()}
+    return given | {name.upper(): value for name, value in os.environ.items() if value}
+
+
+def _faults(section: type[_Section], error: ValidationError, given: dict[str, str]) -> list[str]:
+    faults = []
+    for details in error.errors(include_url=False, include_context=False):
+        message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if not details["loc"]:
+            faults.append(message)
+            continue
+        field = str(details["loc"][0])
+        variable = (section.prefix + field).upper()
+        value = "***" if "password" in field else repr(given.get(variable, ""))
+        faults.append(f"{variable}={value}: {message[:1].lower()}{message[1:]}")
+    return faults
