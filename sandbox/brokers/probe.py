@@ -1,0 +1,56 @@
+"""Small questions over TCP: which port is free, does a Kafka broker answer, does a ZooKeeper answer."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+
+_HOST = "127.0.0.1"
+_TIMEOUT_SECONDS = 2.0
+# Below 32768, where Linux takes the ports of outgoing connections from: a client that retries a stopped
+# broker's port from that range can connect to itself and hold the port that the broker wants back.
+_PORTS = range(20_000, 32_000)
+_METADATA_V4_NO_TOPICS = struct.pack(">hhih", 3, 4, 1, -1) + struct.pack(">iB", 0, 0)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on now and that no outgoing connection will take."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind((_HOST, port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port on 127.0.0.1")
+
+
+def kafka_answers(port: int) -> bool:
+    """Whether a broker on 127.0.0.1 answers a Metadata request (version 4) and names at least one live broker.
+
+    A listening socket says too little: a KRaft broker listens before its controller has let it in.
+    """
+    reply = _ask(port, struct.pack(">i", len(_METADATA_V4_NO_TOPICS)) + _METADATA_V4_NO_TOPICS, 16)
+    if len(reply) < 16:  # noqa: PLR2004 - length, correlation id, throttle time, number of brokers
+        return False
+    (brokers,) = struct.unpack_from(">i", reply, 12)
+    return bool(brokers > 0)
+
+
+def zookeeper_answers(port: int) -> bool:
+    """Whether a ZooKeeper on 127.0.0.1 answers `ruok` with `imok`."""
+    return _ask(port, b"ruok", 4) == b"imok"
+
+
+def _ask(port: int, question: bytes, length: int) -> bytes:
+    """Send `question`; return the first `length` bytes of the answer, fewer when the peer ends or is silent."""
+    answer = b""
+    try:
+        with socket.create_connection((_HOST, port), _TIMEOUT_SECONDS) as peer:
+            peer.sendall(question)
+            while len(answer) < length and (piece := peer.recv(length - len(answer))):
+                answer += piece
+    except OSError:
+        return b""
+    return answer

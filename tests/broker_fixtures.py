@@ -1,0 +1,171 @@
+"""Real brokers for tests: `--brokers embedded,kafka4,kafka3` names those that every broker test runs on."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from sandbox.brokers import BROKERS, Broker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    MakeBroker = Callable[[], Broker]
+    MakeTopic = Callable[..., str]
+
+
+class Record(NamedTuple):
+    """One record as a consumer sees it; `timestamp` in ms since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Three fresh topics, and the environment that points the service and the scripts at them."""
+
+    raw: str
+    trades: str
+    depth: str
+    bootstrap_servers: str
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        return (self.raw, self.trades, self.depth)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "KAFKA_TOPIC_RAW_EVENTS": self.raw,
+            "KAFKA_TOPIC_TRADES": self.trades,
+            "KAFKA_TOPIC_DEPTH": self.depth,
+        }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--brokers",
+        default="embedded",
+        metavar="NAMES",
+        help=f"comma-separated brokers that tests marked `kafka` run on: {', '.join(BROKERS)} (default: embedded)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "broker_name" in metafunc.fixturenames:
+        names = [name.strip() for name in metafunc.config.getoption("--brokers").split(",")]
+        if unknown := [name for name in names if name not in BROKERS]:
+            raise pytest.UsageError(f"--brokers: unknown {unknown}, known are {', '.join(BROKERS)}")
+        metafunc.parametrize("broker_name", names, scope="session")
+
+
+@pytest.fixture(scope="session")
+def broker(broker_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One running broker for all tests; a test that stops, kills or freezes it takes `own_broker`."""
+    with BROKERS[broker_name](tmp_path_factory.mktemp(broker_name)) as running:
+        yield running
+
+
+@pytest.fixture
+def own_broker_factory(broker_name: str, tmp_path: Path) -> Iterator[MakeBroker]:
+    """Make brokers that are not started yet; whatever still runs afterwards is stopped."""
+    made: list[Broker] = []
+
+    def make() -> Broker:
+        made.append(BROKERS[broker_name](tmp_path / f"broker-{len(made)}"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+@pytest.fixture
+def own_broker(own_broker_factory: MakeBroker) -> Broker:
+    """Give this test a running broker of its own."""
+    mine = own_broker_factory()
+    mine.start()
+    return mine
+
+
+@pytest.fixture
+def make_topic(broker: Broker) -> MakeTopic:
+    """Make `make_topic(partitions=1, **configs)`, which creates a topic with a name of its own and returns it."""
+
+    def make(partitions: int = 1, **configs: str) -> str:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        create_topics(broker.bootstrap_servers, [name], partitions=partitions, configs=configs)
+        return name
+
+    return make
+
+
+@pytest.fixture
+def topics(broker: Broker) -> Topics:
+    """Three topics with names of their own and three partitions each."""
+    return fresh_topics(broker.bootstrap_servers)
+
+
+def fresh_topics(bootstrap_servers: str, *, partitions: int = 3) -> Topics:
+    """Create raw, trades and depth topics with names of their own."""
+    unique = uuid.uuid4().hex[:12]
+    made = Topics(f"raw-{unique}", f"trades-{unique}", f"depth-{unique}", bootstrap_servers)
+    create_topics(bootstrap_servers, made.names, partitions=partitions)
+    return made
+
+
+def create_topics(
+    bootstrap_servers: str,
+    names: Sequence[str],
+    *,
+    partitions: int = 1,
+    configs: dict[str, str] | None = None,
+) -> None:
+    """Create topics with one replica and return when they have their leaders."""
+    new = [
+        NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=configs) for name in names
+    ]
+    with KafkaAdminClient(bootstrap_servers=bootstrap_servers) as admin:
+        admin.create_topics(new)
+        admin.wait_for_topics(list(names))
+
+
+def read_all(bootstrap_servers: str, *topics: str, timeout: float = 20.0) -> list[Record]:
+    """Return every record from the beginning to the present end, in offset order within each partition.
+
+    Raises `AssertionError` when the end is not reached within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, group_id=None, enable_auto_commit=False)
+    try:
+        parts = [
+            TopicPartition(topic, number) for topic in topics for number in consumer.partitions_for_topic(topic)
+        ]
+        consumer.assign(parts)
+        consumer.seek_to_beginning(*parts)
+        ends = consumer.end_offsets(parts)
+        records: list[Record] = []
+        while any(consumer.position(part) < ends[part] for part in parts):
+            assert time.monotonic() < deadline, f"read {len(records)} records, not the end of {ends}"
+            for part, batch in consumer.poll(timeout_ms=200).items():
+                records += [
+                    Record(one.topic, one.partition, one.offset, one.key, one.value, one.timestamp)
+                    for one in batch
+                    if one.offset < ends[part]
+                ]
+    finally:
+        consumer.close(autocommit=False)
+    return sorted(records, key=lambda one: (topics.index(one.topic), one.partition, one.offset))
