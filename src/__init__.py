@@ -1,0 +1,1 @@
+"""The ingestion service: frames from the exchange become records in Kafka, each one accounted for."""
