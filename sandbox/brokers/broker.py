@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 from sandbox.brokers.child import BrokerError, Child
-from sandbox.brokers.probe import free_port
+from sandbox.brokers.probe import free_port, is_taken
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,10 @@ class Broker(ABC):
         """Whether the broker's process exists, frozen or not."""
         return self._children()[-1].running
 
+    def log_tail(self) -> str:
+        """Return the last lines of the broker's log, ready to follow an error's message."""
+        return self._children()[-1].log_tail()
+
     @abstractmethod
     def _children(self) -> tuple[Child, ...]:
         """Return the processes in the order of starting, the broker last; the same objects at each call."""
@@ -54,11 +58,16 @@ class Broker(ABC):
     def start(self) -> None:
         """Start and return once clients are answered (60 s at most); the data of an earlier run is kept.
 
+        SIGTERM must not be blocked in the calling thread: the broker would inherit that and ignore `stop()`.
         Raises `BrokerError`, with the end of the log, when it does not come up; nothing is left running then.
         """
-        deadline = time.monotonic() + _START_SECONDS
+        if self.running:
+            return
+        if is_taken(self.port):  # and could answer in the place of the one that is started here
+            raise BrokerError(f"port {self.port} on 127.0.0.1 is taken by another program; choose another")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._prepare()
+        deadline = time.monotonic() + _START_SECONDS
         try:
             for child in self._children():
                 child.start()

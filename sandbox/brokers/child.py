@@ -25,15 +25,18 @@ class BrokerError(Exception):
 class Child:
     """A program that runs until it is told to stop; it can be killed, frozen and started again.
 
-    Its output is appended to `log`. It gets a session of its own, so that Ctrl+C in a terminal reaches only
-    the program that started it. Where `setpriv` exists (Linux), the kernel kills it when this process dies
-    without stopping it. Not safe for use by several threads at once.
+    `command` is asked for the words to execute at each start. The output is appended to `log`. The child
+    gets a session of its own, so that Ctrl+C in a terminal reaches only the program that started it. Where
+    `setpriv` exists (Linux), the kernel kills it when this process dies without stopping it. Not safe for
+    use by several threads at once.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, answers: Callable[[], bool]) -> None:
+    def __init__(
+        self, name: str, command: Callable[[], Sequence[str]], *, log: Path, answers: Callable[[], bool]
+    ) -> None:
         self.name = name
         self.log = log
-        self._command = list(command)
+        self._command = command
         self._answers = answers
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,11 +56,12 @@ class Child:
         """Start the program if it does not run; raises `BrokerError` when it cannot be executed."""
         if self.running:
             return
+        command = self._command()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             try:
                 self._process = subprocess.Popen(
-                    [*_leash(), *self._command],
+                    [*_leash(), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -70,9 +74,9 @@ class Child:
         """Return as soon as it answers; raise `BrokerError` when it ends or `deadline` (monotonic) passes."""
         while not self._answers():
             if not self.running:
-                raise BrokerError(f"{self.name} ended while it was starting{self._log_tail()}")
+                raise BrokerError(f"{self.name} ended while it was starting{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise BrokerError(f"{self.name} runs but does not answer{self._log_tail()}")
+                raise BrokerError(f"{self.name} runs but does not answer{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
 
     def stop(self, timeout: float) -> None:
@@ -104,7 +108,8 @@ class Child:
         if self._process is not None:
             self._process.send_signal(number)
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """Return the last 20 lines of the log, ready to follow an error's message."""
         lines: list[str] = []
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]

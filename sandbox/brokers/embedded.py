@@ -12,14 +12,10 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sandbox.brokers.broker import Broker
 from sandbox.brokers.child import BrokerError, Child
 from sandbox.brokers.probe import kafka_answers
-
-if TYPE_CHECKING:
-    from typing import Final
 
 _QUIET_SECONDS = 2.0
 _POLL_SECONDS = 0.05
@@ -28,14 +24,10 @@ _POLL_SECONDS = 0.05
 class EmbeddedBroker(Broker):
     """noida-db with only its Kafka service; the log is `broker.log` in the folder, the data below `data`."""
 
-    name: Final = "embedded"
-
     def __init__(self, folder: Path, port: int | None = None) -> None:
         super().__init__(folder, port)
-        command = [str(_binary()), "start", "--only", "kafka", "--kafka-port", str(self.port)]
-        command += ["--data-dir", str(folder / "data")]
         answers = partial(kafka_answers, self.port)
-        self._broker = Child("the embedded broker", command, log=folder / "broker.log", answers=answers)
+        self._broker = Child("the embedded broker", self._command, log=folder / "broker.log", answers=answers)
 
     def wait_until_durable(self) -> None:
         """Wait until its data file has not changed for 2 s: it is written about 1 s after the last change."""
@@ -51,6 +43,10 @@ class EmbeddedBroker(Broker):
 
     def _children(self) -> tuple[Child, ...]:
         return (self._broker,)
+
+    def _command(self) -> list[str]:
+        data = ["--data-dir", str(self.folder / "data")]
+        return [str(_binary()), "start", "--only", "kafka", "--kafka-port", str(self.port), *data]
 
     def _prepare(self) -> None:
         """Nothing: it makes its folders itself."""

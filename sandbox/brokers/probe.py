@@ -26,6 +26,13 @@ def free_port() -> int:
     raise OSError("no free port on 127.0.0.1")
 
 
+def is_taken(port: int) -> bool:
+    """Whether something on 127.0.0.1 accepts connections on `port`."""
+    with socket.socket() as probe:
+        probe.settimeout(_TIMEOUT_SECONDS)
+        return probe.connect_ex((_HOST, port)) == 0
+
+
 def kafka_answers(port: int) -> bool:
     """Whether a broker on 127.0.0.1 answers a Metadata request (version 4) and names at least one live broker.
 
@@ -39,8 +46,13 @@ def kafka_answers(port: int) -> bool:
 
 
 def zookeeper_answers(port: int) -> bool:
-    """Whether a ZooKeeper on 127.0.0.1 answers `ruok` with `imok`."""
-    return _ask(port, b"ruok", 4) == b"imok"
+    """Whether a ZooKeeper on 127.0.0.1 is up and remembers no broker.
+
+    A broker that was killed stays registered until its session ends, and its successor with the same id would
+    find the old entry (`NodeExists`) and give up.
+    """
+    dump = _ask(port, b"dump", 65_536)
+    return dump.startswith(b"SessionTracker") and b"/brokers/ids/" not in dump
 
 
 def _ask(port: int, question: bytes, length: int) -> bytes:
