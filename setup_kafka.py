@@ -1,0 +1,172 @@
+"""Create the Kafka topics of the service, and tell or correct what differs from what is wanted.
+
+Safe to run again and by several at once. Exit codes: 0 all topics are as wanted, or were made so;
+1 something differs, failed, or no broker answered; 2 the configuration or the command line is wrong.
+"""
+# ruff: noqa: T201 - a command speaks to its user
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+from config.settings import SettingsError, load_settings
+from src.topics import (
+    Difference,
+    Topic,
+    TopicError,
+    create_topics,
+    differences,
+    fix,
+    missing_topics,
+    wanted_topics,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from config.settings import KafkaConfig
+
+_QUIET_SECONDS = 2.0
+_SHORTEST_WAIT_SECONDS = 1.0
+_RECONNECT_MS = 500
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    asked = _command_line(arguments)
+    try:
+        config = load_settings().kafka
+    except SettingsError as error:
+        print(*error.faults, sep="\n", file=sys.stderr)
+        return 2
+    try:
+        return _set_up(config, wait=asked.wait, dry_run=asked.dry_run, with_fix=asked.fix)
+    except KeyboardInterrupt:
+        return _fail("stopped before the end; run it again to finish")
+    except (TopicError, KafkaError, OSError, ValueError, RuntimeError) as error:
+        return _fail(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _set_up(config: KafkaConfig, *, wait: float, dry_run: bool, with_fix: bool) -> int:
+    admin = _connect(config, wait)
+    if admin is None:
+        return _fail(f"no Kafka broker answered at {_servers(config)} within {wait:g} s")
+    try:
+        topics = wanted_topics(config)
+        _say(f"Kafka at {_servers(config)}: wanted are {', '.join(topic.name for topic in topics)}")
+        created, failed = _create(admin, missing_topics(admin, topics), dry_run=dry_run)
+        existing = [topic for topic in topics if topic not in created + failed]
+        left = _compare(admin, existing, dry_run=dry_run, with_fix=with_fix)
+    finally:
+        admin.close()
+    if dry_run:
+        _say("nothing was changed (--dry-run)")
+    if any(difference.fixable for difference in left) and not with_fix:
+        _say("run it with --fix to correct what can be corrected")
+    return 1 if failed or left or (created and dry_run) else 0
+
+
+def _connect(config: KafkaConfig, wait: float) -> KafkaAdminClient | None:
+    waiting = threading.Timer(_QUIET_SECONDS, _say, [f"waiting up to {wait:g} s for Kafka at {_servers(config)}"])
+    waiting.daemon = True
+    waiting.start()
+    try:
+        return KafkaAdminClient(
+            **_admin_options(config.client_options()),
+            bootstrap_timeout_ms=math.ceil(max(wait, _SHORTEST_WAIT_SECONDS) * 1000),
+            reconnect_backoff_max_ms=_RECONNECT_MS,
+        )
+    except KafkaTimeoutError:
+        return None
+    finally:
+        waiting.cancel()
+
+
+def _admin_options(options: dict[str, Any]) -> dict[str, Any]:
+    # kafka-python's admin client refuses ssl_ciphers, which its producer and consumer take.
+    return {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
+
+
+def _create(admin: KafkaAdminClient, missing: list[Topic], *, dry_run: bool) -> tuple[list[Topic], list[Topic]]:
+    """Create topics one by one; return those that were created and those that were refused."""
+    created, failed = [], []
+    for topic in missing:
+        try:
+            made = create_topics(admin, [topic], dry_run=dry_run)
+        except TopicError as error:
+            failed.append(topic)
+            _fail(str(error))
+            continue
+        for each in made:
+            _say(f"{each.name}: {'would be created' if dry_run else 'created'} ({each})")
+        created += made
+    return created, failed
+
+
+def _compare(admin: KafkaAdminClient, existing: list[Topic], *, dry_run: bool, with_fix: bool) -> list[Difference]:
+    """Tell what differs, correct it if asked to, and return the differences that are left."""
+    found = differences(admin, existing)
+    for topic in existing:
+        if not any(difference.topic == topic for difference in found):
+            _say(f"{topic.name}: as wanted ({topic})")
+    left = []
+    for difference in found:
+        verdict = "differs"
+        if with_fix and difference.fixable:
+            verdict = "would be corrected" if dry_run else "corrected"
+        if verdict == "corrected":
+            fix(admin, difference)
+        else:
+            left.append(difference)
+        _say(f"{difference.topic.name}: {verdict}: {difference}")
+    return left
+
+
+def _servers(config: KafkaConfig) -> str:
+    return ",".join(config.bootstrap_servers)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(line: str) -> int:
+    print(f"setup_kafka: {line}", file=sys.stderr)
+    return 1
+
+
+def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0] if __doc__ else None,
+        epilog="The topics, partitions and replication come from the KAFKA_* settings.",
+    )
+    parser.add_argument(
+        "--fix", action="store_true", help="correct configs and raise partitions where they differ"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the broker (default: 60)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:  # noqa: PLR2004 - a day; infinity and NaN are out as well
+        raise argparse.ArgumentTypeError("seconds between 0 and 86400")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
