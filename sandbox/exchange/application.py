@@ -1,0 +1,28 @@
+"""The one place that constructs: settings in, an exchange ready to start out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from sandbox.exchange.control import Control
+from sandbox.exchange.core import Core
+from sandbox.exchange.http_control import control_routes
+
+if TYPE_CHECKING:
+    from sandbox.exchange.settings import Settings
+
+_LARGEST_COMMAND = 64 * 1024 * 1024
+
+
+def build(settings: Settings) -> tuple[Core, Control, web.Application, web.Application]:
+    """The exchange, its commands, and the web applications of its public and its control port."""
+    core = Core(settings)
+    control = Control(core)
+    applications = []
+    for _ in range(2):
+        application = web.Application(client_max_size=_LARGEST_COMMAND)
+        application.add_routes(control_routes(control))
+        applications.append(application)
+    return core, control, applications[0], applications[1]
