@@ -1,0 +1,75 @@
+"""The lock-guarded buffer between the reading threads and the publishing one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from src.events import Event
+
+
+class Buffer:
+    """Collects events and gives them out in batches, in order.
+
+    A batch is due when `batch_size` events are there, or `batch_timeout` seconds after the first of them
+    came, whichever is first; it then takes everything that is there. The one consumer never waits for
+    Kafka, so a full buffer (`capacity` events) only means that this process is short of CPU: `put` then
+    waits for the consumer, and the exchange's TCP window fills instead of our memory.
+    """
+
+    def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 50_000) -> None:
+        self._batch_size = batch_size
+        self._batch_timeout = batch_timeout
+        self._capacity = max(capacity, batch_size)
+        lock = threading.Lock()  # guards everything below
+        self._due = threading.Condition(lock)
+        self._room = threading.Condition(lock)
+        self._events: list[Event] = []
+        self._first_at = 0.0
+        self._closed = False
+
+    def put(self, events: list[Event]) -> bool:
+        """Append events; return False, taking none, once the buffer is closed."""
+        with self._room:
+            self._room.wait_for(lambda: len(self._events) < self._capacity or self._closed)
+            if self._closed:
+                return False
+            was = len(self._events)
+            self._events += events
+            if was == 0 and events:
+                self._first_at = time.monotonic()
+                self._due.notify()
+            elif was < self._batch_size <= len(self._events):
+                self._due.notify()
+            return True
+
+    def batches(self) -> Iterator[list[Event]]:
+        """Yield batches as they fall due until the buffer is closed and empty; for one consumer."""
+        while batch := self._next_batch():
+            yield batch
+
+    def close(self) -> None:
+        """Take no more; what is there falls due at once."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
+            self._due.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def _next_batch(self) -> list[Event]:
+        with self._due:
+            self._due.wait_for(lambda: self._events or self._closed)
+            due_at = self._first_at + self._batch_timeout
+            self._due.wait_for(self._full_or_closed, max(0.0, due_at - time.monotonic()))
+            batch, self._events = self._events, []
+            self._room.notify_all()
+            return batch
+
+    def _full_or_closed(self) -> bool:
+        return len(self._events) >= self._batch_size or self._closed

@@ -1,0 +1,254 @@
+"""Every counter, every metric name, every log line that repeats. One method an occurrence: it counts and logs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from src.logger import get_logger
+
+if TYPE_CHECKING:
+    from src.events import Skipped
+
+COUNTERS = {
+    "messages_received": "events read from the exchange, after array splitting",
+    "messages_processed": "events handed to the producer",
+    "messages_skipped": "frames or array elements that are no event",
+    "messages_dropped": "events lost before the producer could take them",
+    "kafka_produced": "events acknowledged by Kafka",
+    "kafka_failed": "events that Kafka did not take",
+    "bytes_sent": "bytes of acknowledged record values, before compression",
+    "buffer_flushes": "batches handed from the buffer to the producer",
+    "enrichment_failures": "events sent to the raw topic as they came",
+    "control_messages": "subscription replies and exchange errors",
+    "connection_attempts": "connections tried",
+    "connection_failures": "connections that failed or were lost",
+    "reconnect_count": "connection attempts after the first of each connection",
+    "mirror_produced": "copies to the raw topic acknowledged by Kafka",
+    "mirror_failed": "copies to the raw topic that Kafka did not take",
+}
+GAUGES = {
+    "messages_buffered": "events in the buffer",
+    "messages_in_flight": "events handed to the producer and not acknowledged yet",
+    "connected": "1 when every connection to the exchange is open",
+}
+REASONS = ("messages_skipped", "messages_dropped", "kafka_failed")
+"""Counters that are also kept by reason."""
+
+
+class Telemetry:
+    """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
+
+    received = skipped + buffered + in flight + produced + failed + dropped, in events after array splitting.
+    """
+
+    def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
+        self._log = get_logger("service")
+        self._lock = threading.Lock()  # guards all counts
+        self._counts: Counter[str] = Counter()
+        self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
+        self._connections = connections
+        self._open: set[int] = set()
+        self._last_message_ms: int | None = None
+        self._repeats = _Repeats(repeat_seconds)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return every metric of this instant, flat, as `service_metrics` and `/status` show them."""
+        with self._lock:
+            metrics: dict[str, Any] = {name: self._counts[name] for name in (*COUNTERS, *GAUGES)}
+            metrics["connected"] = len(self._open) == self._connections
+            metrics["last_message_time"] = _iso(self._last_message_ms)
+            for name in REASONS:
+                metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
+        metrics["producer"] = {
+            "messages_sent": metrics["kafka_produced"],
+            "messages_failed": metrics["kafka_failed"],
+            "bytes_sent": metrics["bytes_sent"],
+        }
+        return metrics
+
+    # Between the exchange and the buffer
+
+    def received(self, events: int, skipped: list[Skipped], at_ms: int) -> None:
+        """Count what one read from the socket held: `events` are buffered from here on."""
+        with self._lock:
+            counts = self._counts
+            counts["messages_received"] += events + len(skipped)
+            counts["messages_buffered"] += events
+            self._last_message_ms = at_ms
+            for part in skipped:
+                counts["messages_skipped"] += 1
+                self._by_reason["messages_skipped"][part.reason] += 1
+        for part in skipped:
+            self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
+
+    def not_enriched(self, errors: list[str]) -> None:
+        """Count events that go to the raw topic as the exchange sent them."""
+        with self._lock:
+            self._counts["enrichment_failures"] += len(errors)
+        for error in errors:
+            self._warn("enrichment_failed", error)
+
+    def control_message(self) -> None:
+        """Count a reply or error of the exchange."""
+        with self._lock:
+            self._counts["control_messages"] += 1
+
+    # Between the buffer and Kafka
+
+    def handed_over(self, events: int) -> None:
+        """Count one flush of the buffer: `events` of it are in flight from here on."""
+        with self._lock:
+            counts = self._counts
+            counts["messages_buffered"] -= events
+            counts["messages_in_flight"] += events
+            counts["messages_processed"] += events
+            counts["buffer_flushes"] += 1
+
+    def dropped(self, events: int, reason: str) -> None:
+        """Count events lost between buffer and producer."""
+        with self._lock:
+            self._counts["messages_buffered"] -= events
+            self._counts["messages_dropped"] += events
+            self._by_reason["messages_dropped"][reason] += events
+        self._error("events_dropped", reason, count=events)
+
+    def acknowledged(self, events: int, size: int) -> None:
+        """Count events whose records Kafka acknowledged, `size` bytes of values in all."""
+        with self._lock:
+            counts = self._counts
+            counts["messages_in_flight"] -= events
+            counts["kafka_produced"] += events
+            counts["bytes_sent"] += size
+
+    def failed(self, events: int, reason: str, **context: object) -> None:
+        """Count events that Kafka did not take, by the name of the error."""
+        with self._lock:
+            self._counts["messages_in_flight"] -= events
+            self._counts["kafka_failed"] += events
+            self._by_reason["kafka_failed"][reason] += events
+        self._error("records_failed", reason, count=events, **context)
+
+    def mirrored(self, copies: int) -> None:
+        """Count acknowledged copies to the raw topic, apart from the events themselves."""
+        with self._lock:
+            self._counts["mirror_produced"] += copies
+
+    def mirror_failed(self, copies: int, reason: str) -> None:
+        """Count copies to the raw topic that are not there."""
+        with self._lock:
+            self._counts["mirror_failed"] += copies
+        self._error("mirror_failed", reason, count=copies)
+
+    def topics_created(self, names: list[str]) -> None:
+        """Log topics that were missing."""
+        self._log.info("topics_created", topics=names)
+
+    def kafka_connected(self, partitions: dict[str, int], *, batchwise: bool) -> None:
+        """Log that records flow: partitions by topic, and whether whole batches are appended at once."""
+        self._log.info("kafka_connected", partitions=partitions, batchwise=batchwise)
+        if not batchwise:
+            self._log.warning("kafka_library_changed", effect="records are sent one by one, slower")
+
+    def kafka_unavailable(self, error: BaseException, **context: object) -> None:
+        """Log that the brokers or a topic cannot be reached; events wait meanwhile."""
+        self._warn("kafka_unavailable", f"{type(error).__name__}: {error}", **context)
+
+    # The connection to the exchange
+
+    def connection_attempt(self, connection: int, url: str, *, again: bool) -> None:
+        """Count a try to connect."""
+        with self._lock:
+            self._counts["connection_attempts"] += 1
+            self._counts["reconnect_count"] += again
+        self._log.info("connection_attempted", connection=connection, url=url)
+
+    def connection_opened(self, connection: int, streams: int) -> None:
+        """Log a completed handshake; subscribing follows."""
+        with self._lock:
+            self._open.add(connection)
+        self._log.info("connection_opened", connection=connection, streams=streams)
+
+    def connection_closed(self, connection: int) -> None:
+        """Note the end that was asked for."""
+        with self._lock:
+            self._open.discard(connection)
+        self._log.info("connection_closed", connection=connection)
+
+    def goodbye_unanswered(self, connection: int, error: BaseException) -> None:
+        """Log that the exchange did not answer our close frame; what it still sent may be lost."""
+        self._log.warning("goodbye_unanswered", connection=connection, error=str(error) or type(error).__name__)
+
+    def connection_failed(self, connection: int, error: BaseException, failures: int) -> None:
+        """Count a connection that could not be opened or was lost; `failures` in a row so far."""
+        with self._lock:
+            was_open = connection in self._open
+            self._open.discard(connection)
+            self._counts["connection_failures"] += 1
+        event = "connection_lost" if was_open else "connection_failed"
+        cause = f"{type(error).__name__}: {error}".removesuffix(": ")
+        self._log.warning(event, connection=connection, error=cause, failures_in_a_row=failures)
+
+    def reconnect_scheduled(self, connection: int, attempt: int, delay: float) -> None:
+        """Log the wait before the next attempt."""
+        self._log.info("reconnect_scheduled", connection=connection, attempt=attempt, delay_seconds=delay)
+
+    def subscribed(self, connection: int, streams: int) -> None:
+        """Log that the exchange confirmed a SUBSCRIBE."""
+        self._log.info("subscription_confirmed", connection=connection, streams=streams)
+
+    def subscription_unconfirmed(self, connection: int, streams: list[str]) -> None:
+        """Log a SUBSCRIBE that got no answer; data may come all the same."""
+        self._log.warning("subscription_unconfirmed", connection=connection, streams=streams)
+
+    def exchange_error(self, connection: int, error: str, streams: list[str] | None) -> None:
+        """Log an error frame of the exchange, with the streams that it is about."""
+        self._log.error("exchange_error", connection=connection, error=error, streams=streams)
+
+    # The service itself
+
+    def reported(self, *, final: bool = False) -> dict[str, Any]:
+        """Log and return the snapshot."""
+        metrics = self.snapshot()
+        self._log.info("service_metrics", **metrics, **({"final": True} if final else {}))
+        return metrics
+
+    def _warn(self, event: str, reason: str, **context: object) -> None:
+        if (repeats := self._repeats.count((event, reason))) is not None:
+            self._log.warning(event, reason=reason, repeats=repeats, **context)
+
+    def _error(self, event: str, reason: str, **context: object) -> None:
+        if (repeats := self._repeats.count((event, reason))) is not None:
+            self._log.error(event, reason=reason, repeats=repeats, **context)
+
+
+class _Repeats:
+    """Says of each kind of line, once a minute, how often it occurred since it was last said."""
+
+    def __init__(self, interval: float, kinds: int = 1000) -> None:
+        self._interval = interval
+        self._kinds = kinds
+        self._lock = threading.Lock()  # guards _seen
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def count(self, kind: tuple[str, str]) -> int | None:
+        """Count an occurrence; return the number to log, None when the line is to be held back."""
+        now = time.monotonic()
+        with self._lock:
+            if len(self._seen) >= self._kinds:
+                self._seen.clear()
+            said_at, held_back = self._seen.get(kind, (-self._interval, 0))
+            if now - said_at < self._interval:
+                self._seen[kind] = (said_at, held_back + 1)
+                return None
+            self._seen[kind] = (now, 0)
+            return held_back + 1
+
+
+def _iso(epoch_ms: int | None) -> str | None:
+    if epoch_ms is None:
+        return None
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
