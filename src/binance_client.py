@@ -115,7 +115,6 @@ class BinanceConnection:
 
     def replied(self, reply: Reply) -> None:
         """Take note of a reply or error of the exchange; called on the reading thread."""
-        self._telemetry.control_message()
         streams = self._subscriptions.answered(reply.id)
         if reply.error is not None:
             self._telemetry.exchange_error(self._number, reply.error, streams)

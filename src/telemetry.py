@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from src.logger import get_logger
 
 if TYPE_CHECKING:
-    from src.events import Skipped
+    from src.events import Decoded
 
 COUNTERS = {
     "messages_received": "events read from the exchange, after array splitting",
@@ -72,30 +72,24 @@ class Telemetry:
 
     # Between the exchange and the buffer
 
-    def received(self, events: int, skipped: list[Skipped], at_ms: int) -> None:
-        """Count what one read from the socket held: `events` are buffered from here on."""
+    def received(self, decoded: Decoded, at_ms: int) -> None:
+        """Count what one read from the socket held; its events are buffered from here on."""
+        events, skipped = len(decoded.events), decoded.skipped
         with self._lock:
             counts = self._counts
             counts["messages_received"] += events + len(skipped)
             counts["messages_buffered"] += events
-            self._last_message_ms = at_ms
+            counts["messages_skipped"] += len(skipped)
+            counts["enrichment_failures"] += len(decoded.unenriched)
+            counts["control_messages"] += len(decoded.replies)
+            if events:
+                self._last_message_ms = at_ms
             for part in skipped:
-                counts["messages_skipped"] += 1
                 self._by_reason["messages_skipped"][part.reason] += 1
         for part in skipped:
             self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
-
-    def not_enriched(self, errors: list[str]) -> None:
-        """Count events that go to the raw topic as the exchange sent them."""
-        with self._lock:
-            self._counts["enrichment_failures"] += len(errors)
-        for error in errors:
+        for error in decoded.unenriched:
             self._warn("enrichment_failed", error)
-
-    def control_message(self) -> None:
-        """Count a reply or error of the exchange."""
-        with self._lock:
-            self._counts["control_messages"] += 1
 
     # Between the buffer and Kafka
 
@@ -115,6 +109,13 @@ class Telemetry:
             self._counts["messages_dropped"] += events
             self._by_reason["messages_dropped"][reason] += events
         self._error("events_dropped", reason, count=events)
+
+    def buffer_abandoned(self) -> None:
+        """Count what a publishing thread that died has left behind; nothing after an orderly end."""
+        with self._lock:
+            left = self._counts["messages_buffered"]
+        if left:
+            self.dropped(left, "not_published")
 
     def acknowledged(self, events: int, size: int) -> None:
         """Count events whose records Kafka acknowledged, `size` bytes of values in all."""
@@ -209,6 +210,31 @@ class Telemetry:
         self._log.error("exchange_error", connection=connection, error=error, streams=streams)
 
     # The service itself
+
+    def started(self, **settings: object) -> None:
+        """Log what the service set out to do."""
+        self._log.info("service_started", **settings)
+
+    def worker_failed(self, name: str, error: BaseException) -> None:
+        """Log why a thread ended that should not have."""
+        self._log.error("worker_failed", worker=name, exc_info=error)
+
+    def gave_up(self, error: BaseException) -> None:
+        """Log that the exchange could not be reached as often as the settings allow."""
+        self._log.error("gave_up", error=str(error))
+
+    def monitoring_unavailable(self, host: str, port: int, error: OSError) -> None:
+        """Log that the HTTP endpoints could not be opened; the data flows all the same."""
+        fix = "set MONITORING_PORT to a free port, or to 0"
+        self._log.error("monitoring_unavailable", host=host, port=port, error=str(error), fix=fix)
+
+    def stopping(self, cause: str) -> None:
+        """Log why the service stops."""
+        self._log.info("service_stopping", cause=cause)
+
+    def stopped(self, exit_code: int) -> None:
+        """Log the end; the last line of the service."""
+        self._log.info("service_stopped", exit_code=exit_code)
 
     def reported(self, *, final: bool = False) -> dict[str, Any]:
         """Log and return the snapshot."""

@@ -1,0 +1,88 @@
+"""The diagram as code: frames -> events -> buffer -> producer.
+
+connection --chunks--> decoder --events--> buffer --batches--> sink --records--> Kafka
+                                                      |
+                                                      +--> what the sink's bound does not admit is lost here,
+                                                           counted by reason: the place of a durable spool
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from src.binance_client import GOODBYE_SECONDS
+from src.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from src.binance_client import BinanceConnection
+    from src.buffer import Buffer
+    from src.deadline import Deadline
+    from src.events import EventDecoder
+    from src.kafka_producer import KafkaSink
+    from src.telemetry import Telemetry
+
+
+class Pipeline:
+    """Moves events from the connections to the sink: one reading thread a connection, one publishing thread.
+
+    `on_exit` is called on the thread of each worker that ended, whatever the cause.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[BinanceConnection, EventDecoder]],
+        buffer: Buffer,
+        sink: KafkaSink,
+        telemetry: Telemetry,
+        on_exit: Callable[[Worker], None],
+    ) -> None:
+        self._connections = [connection for connection, _ in sources]
+        self._buffer = buffer
+        self._sink = sink
+        self._telemetry = telemetry
+        self._readers = [
+            Worker(f"binance-reader-{number}", partial(self._ingest, *source), on_exit)
+            for number, source in enumerate(sources)
+        ]
+        self._publisher = Worker("kafka-publisher", self._publish, on_exit)
+
+    def start(self) -> None:
+        """Start from the end of the flow backwards."""
+        self._sink.start()
+        self._publisher.start()
+        for reader in self._readers:
+            reader.start()
+
+    def stop(self, deadline: Deadline) -> None:
+        """Stop in the direction of flow: stop reading, flush the buffer, deliver; all by the deadline."""
+        for connection in self._connections:
+            connection.close()
+        for reader in self._readers:
+            reader.join(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0))
+        self._buffer.close()
+        self._publisher.join(deadline.remaining())
+        self._telemetry.buffer_abandoned()
+        self._sink.close(deadline)
+
+    @property
+    def alive(self) -> bool:
+        """Whether every thread that moves events runs."""
+        return self._publisher.alive and all(reader.alive for reader in self._readers)
+
+    def _ingest(self, connection: BinanceConnection, decoder: EventDecoder) -> None:
+        for chunk in connection.chunks():
+            decoded = decoder.decode(chunk.frames, chunk.received_ms)
+            self._telemetry.received(decoded, chunk.received_ms)
+            for reply in decoded.replies:
+                connection.replied(reply)
+            if decoded.events and not self._buffer.put(decoded.events):
+                self._telemetry.dropped(len(decoded.events), "read_after_shutdown")
+
+    def _publish(self) -> None:
+        for batch in self._buffer.batches():
+            not_admitted = self._sink.send(batch)
+            if not_admitted:
+                self._telemetry.dropped(len(not_admitted), "in_flight_limit")
