@@ -160,10 +160,9 @@ class _Collector:
         for name, meaning in GAUGES.items():
             yield GaugeMetricFamily(PREFIX + name, meaning, value=float(status[name]))
         for name, meaning in COUNTERS.items():
-            if name not in REASONS:
-                yield CounterMetricFamily(PREFIX + name, meaning, value=float(status[name]))
-                continue
-            family = CounterMetricFamily(PREFIX + name, meaning, labels=["reason"])
-            for reason, count in status[f"{name}_by_reason"].items() or [("none", 0)]:
+            yield CounterMetricFamily(PREFIX + name, meaning, value=float(status[name]))
+        for name in REASONS:
+            family = CounterMetricFamily(f"{PREFIX}{name}_by_reason", COUNTERS[name], labels=["reason"])
+            for reason, count in status[f"{name}_by_reason"].items():
                 family.add_metric([reason], float(count))
             yield family
