@@ -139,15 +139,17 @@ def _configs(days: int) -> dict[str, str]:
 
 def _look_up(admin: KafkaAdminClient, topics: Iterable[Topic]) -> list[tuple[Topic, dict[str, Any] | None]]:
     """Pair each topic with its metadata (kafka-python's dict of a Metadata response), None when it is missing."""
-    by_name = {topic.name: topic for topic in topics}
+    wanted = list(topics)
+    if not wanted:  # an empty question means all topics to some brokers
+        return []
+    answers = {found["name"]: found for found in admin.describe_topics([topic.name for topic in wanted])}
     pairs: list[tuple[Topic, dict[str, Any] | None]] = []
-    if not by_name:  # an empty question means all topics to some brokers
-        return pairs
-    for found in admin.describe_topics(list(by_name)):
+    for topic in wanted:  # a broker answers in an order of its own
+        found = answers[topic.name]
         error = for_code(found["error_code"])
         if error not in (NoError, UnknownTopicOrPartitionError):
-            raise TopicError(f"{found['name']}: {_reason(error, None)}")
-        pairs.append((by_name[found["name"]], found if error is NoError else None))
+            raise TopicError(f"{topic.name}: {_reason(error, None)}")
+        pairs.append((topic, found if error is NoError else None))
     return pairs
 
 
