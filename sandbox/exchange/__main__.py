@@ -7,8 +7,10 @@ import asyncio
 import json
 import signal
 import sys
+from typing import Any
 
 from sandbox.exchange.application import build
+from sandbox.exchange.control import ControlError
 from sandbox.exchange.settings import SLOW_CLIENT_POLICIES, Limits, Mix, RestRules, Settings, SettingsError
 from sandbox.exchange.symbols import symbol_names
 
@@ -23,17 +25,27 @@ def main(arguments: list[str] | None = None) -> int:
         settings = _settings(chosen)
     except SettingsError as error:
         parser.error(str(error))
-    return asyncio.run(_serve(settings))
+    replay = (
+        {"path": chosen.replay, "speed": chosen.replay_speed, "to_all": chosen.replay_to_all}
+        if chosen.replay
+        else {}
+    )
+    return asyncio.run(_serve(settings, replay))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, replay: dict[str, Any]) -> int:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    core, _, public, private = build(settings)
+    core, control, public, private = build(settings)
     try:
+        if replay:
+            control.replay(on_subscribe=True, **replay)
         await core.start(public, private)
+    except ControlError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     except OSError as error:
         sys.stderr.write(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}\n")
         await core.stop()
@@ -103,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_market(parser.add_argument_group("market"))
     _add_network(parser.add_argument_group("network"))
+    _add_replay(parser.add_argument_group("replay, begun at the first subscription"))
     _add_rules(parser.add_argument_group("rules of the exchange, times in seconds"))
     return parser
 
@@ -126,6 +139,13 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
     add("--host", default=_DEFAULTS.host, help="address to listen on")
     add("--port", type=int, default=9443, help="WebSocket, REST and control; 0: a free one")
     add("--control-port", type=int, default=0, help="REST and control, open even while refusing; 0: a free one")
+
+
+def _add_replay(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--replay", default="", metavar="FILE", help="a .jsonl of raw frames, .recv_ts beside it")
+    add("--replay-speed", type=float, default=1.0, help="1: its own pace, 10: ten times; 0: as fast as it is read")
+    add("--replay-to-all", action="store_true", help="whatever the connections subscribed to")
 
 
 def _add_rules(group: argparse._ArgumentGroup) -> None:

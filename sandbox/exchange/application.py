@@ -9,6 +9,7 @@ from aiohttp import web
 from sandbox.exchange.control import Control
 from sandbox.exchange.core import Core
 from sandbox.exchange.http_control import control_routes
+from sandbox.exchange.rest import Rest
 
 if TYPE_CHECKING:
     from sandbox.exchange.settings import Settings
@@ -17,12 +18,14 @@ _LARGEST_COMMAND = 64 * 1024 * 1024
 
 
 def build(settings: Settings) -> tuple[Core, Control, web.Application, web.Application]:
-    """The exchange, its commands, and the web applications of its public and its control port."""
+    """Return the exchange, its commands, and the web applications of its public and its control port."""
     core = Core(settings)
-    control = Control(core)
+    rest = Rest(core)
+    control = Control(core, rest)
     applications = []
     for _ in range(2):
         application = web.Application(client_max_size=_LARGEST_COMMAND)
         application.add_routes(control_routes(control))
+        application.add_routes(rest.routes())
         applications.append(application)
     return core, control, applications[0], applications[1]

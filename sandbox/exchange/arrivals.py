@@ -63,7 +63,7 @@ class Arrivals:
         released.set()
 
     async def answer(self) -> web.StreamResponse | None:
-        """What a handshake fault answers; None lets the handshake go on."""
+        """Answer as a handshake fault wants it; None lets the handshake go on."""
         if not self._handshakes:
             return None
         fault = self._handshakes[0]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SECOND_MS = 1_000
 MINUTE_MS = 60_000
@@ -38,7 +34,7 @@ _MONTHS = 12
 
 
 def open_time(time: int, interval: str, offset: int = 0) -> int:
-    """The opening time of the bar that holds `time`; `offset` is the distance to UTC in ms."""
+    """Find the opening time of the bar that holds `time`; `offset` is the distance to UTC in ms."""
     local = time + offset
     if interval == "1M":
         moment = datetime.fromtimestamp(local // 1000, UTC)
@@ -50,7 +46,7 @@ def open_time(time: int, interval: str, offset: int = 0) -> int:
 
 
 def next_open(opening: int, interval: str, offset: int = 0) -> int:
-    """The opening time of the following bar."""
+    """Find the opening time of the following bar."""
     if interval != "1M":
         return opening + INTERVAL_MS[interval]
     moment = datetime.fromtimestamp((opening + offset) // 1000, UTC)
@@ -98,7 +94,7 @@ class Bar:
         self.count += later.count
 
     def copy(self) -> Bar:
-        """The bar as it stands now."""
+        """Copy the bar as it stands now."""
         twin = Bar.__new__(Bar)
         for field in Bar.__slots__:
             setattr(twin, field, getattr(self, field))
@@ -157,14 +153,14 @@ class BarHistory:
             series.advance(self.second.opening)
 
     def series(self, interval: str, offset: int = 0) -> Series:
-        """The running series of an interval, started from what is known when it is first wanted."""
+        """Return the running series of an interval, started from what is known when it is first wanted."""
         key = (interval, offset)
         if key not in self._series:
             self._series[key] = self._rolled_up(interval, offset)
         return self._series[key]
 
     def running(self, series: Series) -> Bar:
-        """The open bar of a series with the running second in it."""
+        """Return the open bar of a series with the running second in it."""
         bar = series.current.copy()
         bar.absorb(self.second)
         return bar
@@ -184,13 +180,15 @@ class BarHistory:
         return [*series.closed, self.running(series)]
 
     def _rolled_up(self, interval: str, offset: int) -> Series:
-        series = Series(interval, offset, *self._started, keep=self._keep)
-        for bar in self._finer_than(interval):
+        finer = self._finer_than(interval)
+        time, price = (finer[0].opening, finer[0].open) if finer else self._started
+        series = Series(interval, offset, time, price, self._keep)
+        for bar in finer:
             series.add(bar)
         series.advance(self.second.opening)
         return series
 
-    def _finer_than(self, interval: str) -> Iterable[Bar]:
+    def _finer_than(self, interval: str) -> list[Bar]:
         if interval == "1s":
             return list(self._seconds)
         return [*self._minutes.closed, self._minutes.current]

@@ -29,7 +29,7 @@ class Side:
             self.best = self._next_best(price)
 
     def top(self, limit: int) -> list[Level]:
-        """The best levels, best first."""
+        """Read the best levels, best first."""
         levels = self.levels
         if limit > 20:  # noqa: PLR2004 - walking is cheaper than sorting for the short books only
             return [(price, levels[price]) for price in self._sorted(levels)[:limit]]
@@ -44,20 +44,20 @@ class Side:
         return [(price, levels[price]) for price in self._sorted(levels)[:limit]]
 
     def take_fast(self) -> list[Level]:
-        """Changes since the last call, best first; they stay noted for `take_slow`."""
+        """Take the changes since the last call, best first; they stay noted for `take_slow`."""
         changed, self.changed = self.changed, {}
         self.changed_slow.update(changed)
         return [(price, changed[price]) for price in self._sorted(changed)]
 
     def take_slow(self) -> list[Level]:
-        """Changes since the last call of this method, whatever `take_fast` took in between."""
+        """Take the changes since the last call of this method, whatever `take_fast` took in between."""
         changed = self.changed_slow
         self.changed_slow = {}
         changed.update(self.changed)
         return [(price, changed[price]) for price in self._sorted(changed)]
 
     def worst(self, beyond: int) -> list[int]:
-        """The prices of the levels behind the best `beyond` ones."""
+        """Name the prices of the levels behind the best `beyond` ones."""
         if len(self.levels) <= beyond:
             return []
         return self._sorted(self.levels)[beyond:]
@@ -103,7 +103,7 @@ class Book:
         return first, self.update_id, self.bids.take_fast(), self.asks.take_fast()
 
     def take_slow(self) -> tuple[int, int, list[Level], list[Level]] | None:
-        """The same for the 1000 ms streams, which have a chain of ids of their own."""
+        """Take the same for the 1000 ms streams, which have a chain of ids of their own."""
         if self.update_id == self.slow_id:
             return None
         first, self.slow_id = self.slow_id + 1, self.update_id

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sandbox.exchange import frames
 from sandbox.exchange.record import Tally, by_kind, stream_label
+from sandbox.exchange.replay import Recording, Replay, ReplayError
 from sandbox.exchange.settings import SYMBOL_STATUSES, Mix, SettingsError
-from sandbox.exchange.tamper import MODES, Tamper, own_id
+from sandbox.exchange.tamper import MODES, Tamper, tally_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandbox.exchange.core import Core
+    from sandbox.exchange.rest import Rest
     from sandbox.exchange.session import Session
 
 Answer = dict[str, Any]
@@ -44,6 +46,8 @@ COMMANDS = (
     "burst",
     "rate",
     "status",
+    "rest",
+    "replay",
 )
 
 
@@ -57,8 +61,9 @@ class Control:
     `target` is `"all"` open connections, the id of one, or `"next"`: the next `connections` ones to open.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, rest: Rest) -> None:
         self._core = core
+        self._rest = rest
 
     def cut(self, target: Target = "all", connections: int = 1) -> Answer:
         """Reset TCP at once, without a close frame."""
@@ -136,7 +141,7 @@ class Control:
         count = len(payloads)
         return self._apply("inject", target, connections, lambda session: self._spoil(session, block, count))
 
-    def tamper(  # noqa: PLR0913 - one fault's own choices
+    def tamper(  # noqa: PLR0913, PLR0917 - one fault's own choices
         self,
         stream: str,
         mode: str,
@@ -243,7 +248,42 @@ class Control:
         if status not in SYMBOL_STATUSES:
             raise ControlError(f"status: {status!r} is none of {', '.join(SYMBOL_STATUSES)}")
         self._core.status = status
+        self._core.pump.halted = status == "BREAK"
         return {"status": status}
+
+    def rest(
+        self,
+        status: int | None = None,
+        count: int = 1,
+        delay_s: float | None = None,
+        lag_s: float | None = None,
+        *,
+        forgive: bool = False,
+    ) -> Answer:
+        """Answer the next `count` REST requests with a status; delay all, let history lag, forgive weights."""
+        rest = self._rest
+        if status is not None:
+            rest.forced += [status] * count
+        rest.delay_s = rest.delay_s if delay_s is None else delay_s
+        rest.lag_s = rest.lag_s if lag_s is None else lag_s
+        if forgive:
+            rest.budget.forgive()
+            rest.forced.clear()
+        return {"forced": len(rest.forced), "delay_s": rest.delay_s, "lag_s": rest.lag_s}
+
+    def replay(self, path: str, speed: float = 1.0, *, to_all: bool = False, on_subscribe: bool = False) -> Answer:
+        """Replay a recording once, now or at the first subscription; `speed` 0 is as fast as it is read."""
+        core = self._core
+        try:
+            recording = Recording.load(Path(path))
+            replay = Replay(recording, speed, lambda: list(core.sessions.values()), to_all=to_all)
+        except ReplayError as error:
+            raise ControlError(str(error)) from None
+        if on_subscribe:
+            core.on_subscribed.append(lambda: core.spawn(replay.run()))
+        else:
+            core.spawn(replay.run())
+        return {"replay": path, "frames": len(recording.frames), "speed": speed}
 
     def connections(self) -> Answer:
         """Every connection's record."""
@@ -300,18 +340,6 @@ class Control:
     async def _accept_later(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         await self._core.open_door()
-
-
-def tally_of(payload: bytes) -> Tally:
-    """Count one payload: its events and, where it has one, its id."""
-    try:
-        body = json.loads(payload)
-    except ValueError:
-        body = None
-    body = body.get("data", body) if isinstance(body, dict) else body
-    events = len(body) if isinstance(body, list) else 1
-    number = own_id(payload)
-    return Tally(1, events, len(payload), number, number)
 
 
 def _payload(item: Frame) -> bytes:

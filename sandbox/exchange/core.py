@@ -55,9 +55,10 @@ class Core:
         self.status = settings.status
         waits = settings.limits.slow_client == "wait"
         self.pump = Pump(self.market, self.feed, self._current_sessions, settings.tick_ms, waits=waits)
+        self.pump.halted = settings.status == "BREAK"
         self.port = settings.port
         self.control_port = settings.control_port
-        self.on_subscribed: list[Callable[[], None]] = []
+        self.on_subscribed: list[Callable[[], object]] = []
         self._runners: list[web.AppRunner] = []
         self._door: web.TCPSite | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -163,8 +164,9 @@ class Core:
             self.subscribed()
 
     def subscribed(self) -> None:
-        """Tell whoever waits for a first subscription."""
-        for callback in self.on_subscribed:
+        """Tell whoever waits for a first subscription, once."""
+        waiting, self.on_subscribed = self.on_subscribed, []
+        for callback in waiting:
             callback()
 
     async def _read(self, ws: _Socket, session: Session) -> None:

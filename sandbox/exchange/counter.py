@@ -48,7 +48,7 @@ class CountingClient:
         self._shake_hands(parts.path + (f"?{parts.query}" if parts.query else ""), parts.netloc)
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """Return the socket's descriptor."""
         return self._socket.fileno()
 
     def send(self, opcode: int, payload: bytes) -> None:
@@ -155,7 +155,7 @@ def main() -> int:
         pass
     seconds = time.monotonic() - began
     counted = client.counted
-    figures = {
+    figures: dict[str, float | int | None] = {
         "seconds": round(seconds, 3),
         "frames_per_second": round(counted.frames / seconds, 1),
         "megabytes_per_second": round(counted.bytes / seconds / 1e6, 2),

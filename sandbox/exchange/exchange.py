@@ -85,7 +85,8 @@ class Exchange:
 
     def command(self, name: str, *arguments: Any, **named: Any) -> Answer:  # noqa: ANN401 - as the command takes it
         """Carry out a command, or ask a question, by name."""
-        return self._await(self._call(name, *arguments, **named))
+        answer: Answer = self._await(self._call(name, *arguments, **named))
+        return answer
 
     def cut(self, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
         """Reset TCP at once."""
@@ -167,13 +168,21 @@ class Exchange:
         """Set the status of all symbols."""
         return self.command("status", status)
 
+    def rest(self, status: int | None = None, **more: Any) -> Answer:  # noqa: ANN401
+        """Let REST fail, wait, lag, or forgive."""
+        return self.command("rest", status, **more)
+
+    def replay(self, path: str, **more: Any) -> Answer:  # noqa: ANN401
+        """Replay a recording."""
+        return self.command("replay", path, **more)
+
     def connections(self) -> list[dict[str, Any]]:
-        """The record of every connection."""
+        """Read the record of every connection."""
         known: list[dict[str, Any]] = self.command("connections")["connections"]
         return known
 
     def sent(self, connection: int | None = None, **more: Any) -> Answer:  # noqa: ANN401
-        """The record's totals."""
+        """Read the record's totals."""
         return self.command("sent", connection, **more)
 
     async def _call(self, name: str, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401

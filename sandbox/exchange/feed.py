@@ -90,7 +90,7 @@ class Feed:
             self._close(route)
 
     def rewire(self, name: str) -> None:
-        """A listener changed its shape, or its frames take another way."""
+        """Take note that a listener changed its shape, or that its frames take another way."""
         route = self._routes.get(name)
         if route is not None:
             route.rewire()
@@ -115,10 +115,8 @@ class Feed:
             self._by_event[key] = tuple(other for other in self._by_event[key] if other is not route)
 
     def _key(self, stream: Stream) -> int:
-        if stream.kind in _EVENTS:
-            kind = _EVENTS[stream.kind][0]
-        else:
-            kind = DEPTH_FAST if stream.fast else DEPTH_SLOW
+        depth = DEPTH_FAST if stream.fast else DEPTH_SLOW
+        kind = _EVENTS[stream.kind][0] if stream.kind in _EVENTS else depth
         return kind * len(self._numbers) + self._numbers[stream.symbol]
 
     def _of_listing(self, stream: Stream) -> Route:

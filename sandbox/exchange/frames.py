@@ -18,12 +18,12 @@ POLICY_VIOLATION = 1008
 
 
 def frame(payload: bytes, opcode: int = TEXT, *, final: bool = True) -> bytes:
-    """One frame with its header."""
+    """Put the header before one payload."""
     return _head(opcode | (_FINAL if final else 0), len(payload)) + payload
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A whole text frame; the header of a usual size comes from a table."""
+    """Frame a whole text; the header of a usual size comes from a table."""
     length = len(payload)
     if length < _CACHED:
         return _TEXT_HEADS[length] + payload
@@ -31,7 +31,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int | None, reason: bytes = b"") -> bytes:
-    """A close frame; without a code it has no body."""
+    """Frame a close; without a code it has no body."""
     return frame(b"" if code is None else struct.pack("!H", code) + reason, CLOSE)
 
 

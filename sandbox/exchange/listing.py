@@ -139,7 +139,7 @@ class Listing:
                 self.book.set(side, price, 0)
 
     def block_trade(self, time: int) -> tuple[int, int, int, bool]:
-        """A trade outside the book with an id space of its own: id, price, quantity, maker."""
+        """Trade outside the book, with an id space of its own: id, price, quantity, maker."""
         number = self.next_block_trade
         self.next_block_trade += 1
         self.last_time = max(self.last_time, time)

@@ -187,7 +187,7 @@ class Market:
 
     @staticmethod
     def _popularity(count: int) -> list[int]:
-        """A table of listing numbers, the first listings more often than the later ones."""
+        """Make a table of listing numbers, the first listings more often than the later ones."""
         weights = [1 / (rank + 1) ** 0.7 for rank in range(count)]
         scale = max(_TABLE - count, 0) / sum(weights)
         table = [number for number, weight in enumerate(weights) for _ in range(1 + int(weight * scale))]

@@ -82,7 +82,7 @@ def partial_depth(listing: Listing, update_id: int, limit: int) -> str:
 
 
 def levels(listing: Listing, chosen: list[Level]) -> str:
-    """The inside of a JSON list of `["price","quantity"]` pairs."""
+    """Write the inside of a JSON list of `["price","quantity"]` pairs."""
     price_text, lot_text = listing.price_text, listing.lot_text
     return ",".join([f'["{price_text[price]}","{lot_text[lots]}"]' for price, lots in chosen])
 

@@ -40,6 +40,7 @@ class Pump:
         self._began = 0.0
         self._ticked_ms = 0
         self.skipped_ms = 0
+        self.halted = False
 
     def now_ms(self) -> int:
         """Market time, between ticks too."""
@@ -73,11 +74,10 @@ class Pump:
     def _catch_up(self, now: float) -> None:
         passed_ms = int((now - self._began) * 1000)
         due = (passed_ms - self._ticked_ms) // self._tick_ms
-        if due > _MOST_TICKS_AT_ONCE or (due and self._must_wait()):
-            left_out = due if self._must_wait() else due - _MOST_TICKS_AT_ONCE
-            self._ticked_ms += left_out * self._tick_ms
-            self.skipped_ms += left_out * self._tick_ms
-            due -= left_out
+        left_out = due if due and (self.halted or self._must_wait()) else max(due - _MOST_TICKS_AT_ONCE, 0)
+        self._ticked_ms += left_out * self._tick_ms
+        self.skipped_ms += left_out * self._tick_ms
+        due -= left_out
         for _ in range(due):
             self._ticked_ms += self._tick_ms
             self._market.tick(self._market.started_ms + self._ticked_ms, self._feed.emit)

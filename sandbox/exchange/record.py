@@ -33,7 +33,7 @@ class Tally:
             self.last_id = other.last_id
 
     def as_json(self) -> dict[str, Any]:
-        """The tally as the control endpoint answers it."""
+        """Write the tally as the control endpoint answers it."""
         return {
             "count": self.frames,
             "events": self.events,
@@ -84,7 +84,7 @@ class ConnectionRecord:
         return whole
 
     def as_json(self) -> dict[str, Any]:
-        """The record as `GET /control/connections` answers it."""
+        """Write the record as `GET /control/connections` answers it."""
         whole = self.total()
         return {
             "id": self.id,
@@ -114,7 +114,7 @@ class ConnectionRecord:
 
 
 def stream_label(name: str) -> str:
-    """The kind of a stream: what stands behind the symbol, the whole name for arrays of the market."""
+    """Name the kind of a stream: what stands behind the symbol, the whole name for arrays of the market."""
     return name if name.startswith("!") else name.partition("@")[2]
 
 

@@ -150,13 +150,18 @@ class Session:
 
     def send_data(self, block: bytes, stream: str, tally: Tally, now: float) -> bool:
         """Write data frames outside the tick; False when the connection is not there for it."""
+        return self.send_block(block, {stream: tally}, now)
+
+    def send_block(self, block: bytes, tallies: dict[str, Tally], now: float) -> bool:
+        """Write data frames of several streams outside the tick."""
         if not self.speaking:
             return False
         self.outbox.frames.append(block)
         self.flush(now)
         if not self.speaking:
             return False
-        self.outbox.count(stream, tally)
+        for stream, tally in tallies.items():
+            self.outbox.count(stream, tally)
         return True
 
     def send_uncounted(self, block: bytes, now: float) -> bool:
@@ -238,11 +243,11 @@ class Session:
             self.transport.write_eof()
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._limits.close_timeout_s
-        while not self.transport.is_closing() and loop.time() < ends:
+        while not self.transport.is_closing() and loop.time() < ends:  # noqa: ASYNC110 - asyncio tells nobody else
             await asyncio.sleep(0.01)
 
     def ended(self, now_ms: int) -> None:
-        """The TCP connection is gone."""
+        """Take note that the TCP connection is gone."""
         if self.record.ended_by is None:
             closed = self.record.close_received is not None
             self.record.ended_by = "client close" if closed else "connection lost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -68,13 +69,25 @@ class Tamper:
 
 
 def payload_of(frame: bytes) -> bytes:
-    """The payload of an unmasked frame."""
+    """Take the payload out of an unmasked frame."""
     length = frame[1] & 0x7F
     head = 2 if length < _SHORT else 4 if length < _MEDIUM else 10
     return frame[head:]
 
 
 def own_id(payload: bytes) -> int | None:
-    """The id that continuity is judged by: trade, aggregate or final update id."""
+    """Find the id that continuity is judged by: trade, aggregate or final update id."""
     match = _OWN_ID.search(payload)
     return int(match[1]) if match else None
+
+
+def tally_of(payload: bytes) -> Tally:
+    """Count one payload: its events and, where it has one, its id."""
+    try:
+        body = json.loads(payload)
+    except ValueError:
+        body = None
+    body = body.get("data", body) if isinstance(body, dict) else body
+    events = len(body) if isinstance(body, list) else 1
+    number = own_id(payload)
+    return Tally(1, events, len(payload), number, number)

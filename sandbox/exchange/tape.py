@@ -89,14 +89,13 @@ class Tape:
         return [self._aggregate(index) for index in range(position, end)]
 
     def aggregate_at(self, time: int) -> int:
-        """The id of the first aggregate not before `time`."""
+        """Find the id of the first aggregate not before `time`."""
         return self._oldest_aggregate + bisect_left(self._times, time)
 
-    def known_until(self, time: int) -> tuple[int, int]:
-        """The next trade id and aggregate id as they stood after `time`."""
+    def trades_known_until(self, time: int) -> int:
+        """Find the id of the first trade later than `time`, or of the next one to come."""
         position = bisect_right(self._times, time)
-        trade = self._firsts[position] if position < len(self._firsts) else self.next_trade
-        return trade, self._oldest_aggregate + position
+        return self._firsts[position] if position < len(self._firsts) else self.next_trade
 
     def _aggregate(self, index: int) -> Aggregate:
         first, end = self._firsts[index], self._end(index)
