@@ -9,7 +9,6 @@ Joins a consumer group, commits what it has shown, and prints statistics when it
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import math
 import os
@@ -494,33 +493,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(reader: Reader, topics: Sequence[str]) -> int:
-    exit_code = 0
-    with _until_nobody_reads():
-        try:
-            if missing := sorted(set(topics) - reader.consumer.topics()):
-                reader.screen.remark(
-                    f"not there yet: {', '.join(missing)} (setup_kafka.py creates topics); waiting"
-                )
-            reader.run()
-        except KafkaError as error:
-            exit_code = _fail(_one_line(error))
+    exit_code, all_shown = 0, True
     try:
-        reader.consumer.close(timeout_ms=_CLOSE_MS)
+        if missing := ", ".join(sorted(set(topics) - reader.consumer.topics())):
+            reader.screen.remark(f"not there yet: {missing} (setup_kafka.py creates topics); waiting")
+        reader.run()
+    except BrokenPipeError:
+        all_shown = False
+        _forget_stdout()
+    except KafkaError as error:
+        exit_code = _fail(_one_line(error))
+    try:
+        reader.consumer.close(autocommit=all_shown, timeout_ms=_CLOSE_MS)
     except KafkaError as error:
         exit_code = _fail(f"what was shown last could not be committed: {_one_line(error)}")
-    with _until_nobody_reads():
+    try:
         reader.screen.statistics(reader.statistics)
+    except BrokenPipeError:
+        _forget_stdout()
     return exit_code
 
 
-@contextlib.contextmanager
-def _until_nobody_reads() -> Iterator[None]:
-    """End the block quietly when the reader of stdout has gone, as after `| head`."""
-    try:
-        yield
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit; that and what is printed from here on goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _forget_stdout() -> None:
+    # Its reader has gone, as after `| head`. Python flushes stdout once more at exit and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:
@@ -536,7 +532,7 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Show the events that the service writes to Kafka, as they come.",
         epilog="Each line: time of the event (UTC), symbol, type, what it says, and in brackets the time since "
-        "the exchange sent it and since the service read it. Brokers and topic names come from the KAFKA_* settings.",
+        "the exchange sent it and since the service read it. The KAFKA_* settings name the brokers and topics.",
     )
     parser.add_argument(
         "--group", default="binance-consumer-example", help="consumer group (default: %(default)s)"

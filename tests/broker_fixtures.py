@@ -64,12 +64,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := set(broker_names(config)) - set(BROKERS):
+        raise pytest.UsageError(f"--brokers: unknown {', '.join(sorted(unknown))}; known: {', '.join(BROKERS)}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_name" in metafunc.fixturenames:
-        names = [name.strip() for name in metafunc.config.getoption("--brokers").split(",")]
-        if unknown := [name for name in names if name not in BROKERS]:
-            raise pytest.UsageError(f"--brokers: unknown {unknown}, known are {', '.join(BROKERS)}")
-        metafunc.parametrize("broker_name", names, scope="session")
+        metafunc.parametrize("broker_name", broker_names(metafunc.config), scope="session")
+
+
+def broker_names(config: pytest.Config) -> list[str]:
+    named: str = config.getoption("--brokers")
+    return [name.strip() for name in named.split(",")]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 Ready in a tenth of a second, for development, demo and tests; not for production: it keeps all records in
 memory and writes the whole of them to one JSON file, a second or so after something changed. A record that it
-acknowledged less than two seconds ago is lost when it is killed, and long runs grow. (Seen with 0.2.3.)
+acknowledged less than two seconds ago is lost when it is killed, and long runs grow. It deletes what is past a
+topic's retention within seconds. (Seen with 0.2.3.)
 """
 
 from __future__ import annotations
