@@ -1,7 +1,9 @@
 """The simulated market is pure: no socket, no clock, one seed."""
 
+# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -51,8 +53,8 @@ def test_trade_ids_step_by_one_and_aggregates_join_without_a_hole() -> None:
         trades = of_kind(events, TRADE, number)
         aggregates = of_kind(events, AGGREGATE, number)
         assert len(trades) > 100
-        assert all(later.id == earlier.id + 1 for earlier, later in zip(trades, trades[1:], strict=False))
-        pairs = list(zip(aggregates, aggregates[1:], strict=False))
+        assert all(later.id == earlier.id + 1 for earlier, later in pairwise(trades))
+        pairs = list(pairwise(aggregates))
         assert all(later.id == earlier.id + 1 and later.first == earlier.last + 1 for earlier, later in pairs)
         by_id = {trade.id: trade for trade in trades}
         for aggregate in aggregates:
@@ -80,14 +82,14 @@ def test_depth_diffs_chain_and_reproduce_the_book(kind: int) -> None:
     for number, (bids, asks) in enumerate(books):
         diffs = of_kind(events, kind, number)
         assert len(diffs) >= 3
-        assert all(later.first == earlier.id + 1 for earlier, later in zip(diffs, diffs[1:], strict=False))
+        assert all(later.first == earlier.id + 1 for earlier, later in pairwise(diffs))
         for diff in diffs:
             assert isinstance(diff, DepthEvent)
             assert diff.bids or diff.asks
             for side, changes in ((bids, diff.bids), (asks, diff.asks)):
                 side.update(changes)
                 for price in [price for price, quantity in changes if not quantity]:
-                    del side[price]
+                    side.pop(price, None)
             assert max(bids) < min(asks)
     listing = market.listings[0]
     if kind == DEPTH_SLOW:

@@ -62,7 +62,7 @@ class Arrivals:
         released, self._released = self._released, asyncio.Event()
         released.set()
 
-    async def answer(self) -> web.StreamResponse | None:
+    async def answer(self, request: web.Request) -> web.StreamResponse | None:
         """Answer as a handshake fault wants it; None lets the handshake go on."""
         if not self._handshakes:
             return None
@@ -78,7 +78,9 @@ class Arrivals:
             await self._released.wait()
         finally:
             self.stalled -= 1
-        raise ConnectionResetError
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()
 
     def greet(self, session: Session) -> None:
         """Do what was armed to a connection that has just opened."""

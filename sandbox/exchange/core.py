@@ -121,7 +121,7 @@ class Core:
             logging.getLogger(__name__).error("exchange_task_failed", exc_info=task.exception())
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        answered = await self.arrivals.answer()
+        answered = await self.arrivals.answer(request)
         if answered is not None:
             return answered
         ws = _Socket(

@@ -30,6 +30,7 @@ class Counted:
     bytes: int = 0
     pings: int = 0
     close_code: int | None = None
+    close_reason: bytes = b""
     ended: bool = False
 
 
@@ -39,7 +40,9 @@ class CountingClient:
     def __init__(self, url: str, receive_buffer: int = 0) -> None:
         parts = urlsplit(url)
         self.counted = Counted()
+        self.answers_pings = True
         self._rest = b""
+        self._closing = False
         self._socket = socket.socket()
         if receive_buffer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -62,6 +65,7 @@ class CountingClient:
 
     def send_close(self, code: int = 1000) -> None:
         """Begin the closing handshake; read on until `counted.close_code` is there."""
+        self._closing = True
         self.send(CLOSE, struct.pack("!H", code))
 
     def read(self, timeout: float = 5.0) -> bool:
@@ -116,10 +120,11 @@ class CountingClient:
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == PING:
             self.counted.pings += 1
-            if self.counted.close_code is None:
+            if self.answers_pings and not self._closing:
                 self.send(PONG, payload)
         elif opcode == CLOSE:
             self.counted.close_code = int.from_bytes(payload[:2], "big") if payload else 1005
+            self.counted.close_reason = payload[2:]
 
     def _shake_hands(self, target: str, host: str) -> None:
         key = base64.b64encode(os.urandom(16)).decode()

@@ -152,6 +152,8 @@ class Market:
         for number, listing in enumerate(self.listings):
             listing.bars.roll(now_ms)
             listing.trim()
+            if not self._depth_rate:
+                self.flush_depth(number, emit)
             taken = listing.book.take_slow()
             if taken is not None:
                 first, last, bids, asks = taken
