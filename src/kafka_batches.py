@@ -4,19 +4,24 @@
 a partition's lock is taken once a chunk, records are encoded straight into the newest open batch, and each
 batch has one callback: 2 us a record. Batching, compression, idempotence, retries and requests stay the
 library's. `can_append_batches` tells whether the insides still look as expected (kafka-python 3.0.12);
-when not, `PublicAppender` does the same through `send`.
+when not, `PublicAppender` does the same through `send`. `mend` takes two traps out of the idempotent producer.
 
 Record layout: Kafka protocol, message format v2 (KIP-98).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from kafka import errors
 from kafka.producer.producer_batch import ProducerBatch
+from kafka.producer.transaction_manager import TransactionManager, TransactionState
 from kafka.record.memory_records import MemoryRecordsBuilder
+
+from src.worker import Worker
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer
@@ -38,34 +43,104 @@ class Appender(Protocol):
         """Send what lingers now."""
 
     def stop(self, timeout: float) -> None:
-        """End the producer; what is not acknowledged within `timeout` seconds fails."""
+        """End the producer within `timeout` seconds; what is not acknowledged by now may or may not arrive."""
+
+
+def appender_for(producer: KafkaProducer, settle: Settle) -> Appender:
+    """Return the fast way into this producer, or the public one when its insides have changed."""
+    return BatchAppender(producer, settle) if can_append_batches(producer) else PublicAppender(producer, settle)
 
 
 def can_append_batches(producer: KafkaProducer) -> bool:
     """Whether the producer has the insides that `BatchAppender` works on."""
-    accumulator = getattr(producer, "_accumulator", None)
-    probe = MemoryRecordsBuilder(2, 0, 1024)
-    builder = getattr(probe, "_builder", None)
-    batch = ProducerBatch(None, probe)
-    expected: list[tuple[object, tuple[str, ...]]] = [
-        (accumulator, ("_tp_lock", "_batches", "_incomplete", "_appends_in_progress", "_closed", "config")),
-        (accumulator, ("begin_flush",)),
-        (getattr(producer, "_metadata", None), ("partitions_for_topic",)),
-        (getattr(producer, "_sender", None), ("wakeup", "initiate_close", "force_close", "join")),
-        (probe, ("_next_offset", "_closed")),
+    try:
+        return all(hasattr(part, name) for part, names in _insides(producer) for name in names)
+    except (AttributeError, TypeError, AssertionError):  # a part is gone, or is made in another way
+        return False
+
+
+def _insides(producer: KafkaProducer) -> list[tuple[object, tuple[str, ...]]]:
+    accumulator = producer._accumulator
+    config = accumulator.config
+    probe = MemoryRecordsBuilder(
+        config.get("message_version"), config.get("compression_attrs"), config.get("batch_size")
+    )
+    batch = ProducerBatch(None, probe, now=0.0)
+    return [
+        (accumulator, ("_tp_lock", "_batches", "_closed", "begin_flush")),
+        (accumulator._appends_in_progress, ("increment", "decrement")),
+        (accumulator._incomplete, ("add",)),
+        (producer._metadata, ("partitions_for_topic",)),
+        (producer._sender, ("wakeup", "force_close", "join")),
+        (probe, ("_next_offset", "_closed", "is_full")),
         (
-            builder,
+            probe._builder,  # that of message format v2 only
             ("_buffer", "_batch_size", "_first_timestamp", "_max_timestamp", "_num_records", "_last_offset"),
         ),
-        (batch, ("produce_future", "_record_futures", "records", "last_append", "max_record_size")),
+        (batch, ("_record_futures", "records", "last_append")),
+        (batch.produce_future, ("add_callback",)),
     ]
-    found = all(hasattr(part, name) for part, names in expected for name in names)
-    return found and accumulator.config["message_version"] == 2  # type: ignore[union-attr]  # noqa: PLR2004
 
 
 def partition_count(producer: KafkaProducer, topic: str) -> int | None:
     """Return how many partitions the producer knows of; None when it knows nothing. Never waits."""
-    return len(producer._metadata.partitions_for_topic(topic) or ()) or None
+    try:
+        return len(producer._metadata.partitions_for_topic(topic) or ()) or None
+    except AttributeError:
+        return None
+
+
+def fatal_error(producer: KafkaProducer) -> BaseException | None:
+    """Return what ended an idempotent producer for good: it fails whatever it is given from then on."""
+    manager = getattr(producer, "_transaction_manager", None)
+    if manager is None or not manager.has_fatal_error():
+        return None
+    return manager.last_error or RuntimeError("the producer is in its fatal state")
+
+
+def mend(producer: KafkaProducer) -> None:
+    """Let an idempotent producer outlive a refused batch and a delivery timeout (see `_Sequences`)."""
+    if type(producer._transaction_manager) is TransactionManager:
+        producer._transaction_manager.__class__ = _Sequences
+
+
+class _Sequences(TransactionManager):  # type: ignore[misc]  # no types
+    """The state of an idempotent producer, without two traps of kafka-python 3.0.12."""
+
+    def classify_batch_error(self, error: Any, batch: ProducerBatch, log_start_offset: int = -1) -> Any:  # noqa: ANN401
+        """Tell what a failed batch means; the library ends the whole producer over one record too large."""
+        kind = super().classify_batch_error(error, batch, log_start_offset=log_start_offset)
+        if kind != self.ERROR_CLASS_FATAL or type(error) in self._FATAL_ERRORS:
+            return kind
+        if type(error) in _REFUSALS and not batch.in_retry() and self.producer_id_and_epoch.match(batch):
+            # Nothing of it was written, and no other batch of the partition is under way (the library mutes
+            # it): the next one takes its sequence numbers. Otherwise it would be refused as out of sequence.
+            self.set_sequence_number(batch.topic_partition, batch.base_sequence)
+        else:  # unknown how much was written: a used number would pass for a duplicate, and be lost
+            self.reset_producer_id()
+        return self.ERROR_CLASS_RETRIABLE
+
+    def reset_producer_id(self) -> None:
+        """Forget the producer id and ask for a new one; the library only forgets, and then waits forever."""
+        with self._lock:
+            super().reset_producer_id()
+            if self._current_state == TransactionState.READY:  # type: ignore[has-type]  # no types
+                self._current_state = TransactionState.UNINITIALIZED
+
+
+_REFUSALS = frozenset(
+    {
+        errors.InvalidRecordError,
+        errors.InvalidTimestampError,
+        errors.InvalidTopicError,
+        errors.MessageSizeTooLargeError,
+        errors.PolicyViolationError,
+        errors.RecordListTooLargeError,
+        errors.TopicAuthorizationFailedError,
+        errors.UnsupportedCompressionTypeError,
+    }
+)
+"""Answers of a broker that has written nothing of the batch."""
 
 
 def _varint(number: int) -> bytes:
@@ -142,10 +217,10 @@ class BatchAppender:
             with accumulator._tp_lock(partition):
                 if accumulator._closed:
                     raise RuntimeError("the producer is closed")
-                started = self._append_locked(accumulator._batches[partition], partition, events)
+                to_send = self._append_locked(accumulator._batches[partition], partition, events)
         finally:
             accumulator._appends_in_progress.decrement()
-        if started:
+        if to_send:
             self._sender.wakeup()
 
     def _append_locked(self, queue: Any, partition: TopicPartition, events: list[Event]) -> bool:  # noqa: ANN401
@@ -156,7 +231,8 @@ class BatchAppender:
             batch = self._new_batch(partition, now)
             done = self._extend(batch, events, done, now)
             queue.append(batch)
-        return started
+            self._accumulator._incomplete.add(batch)
+        return started or queue[-1].records.is_full()
 
     def _new_batch(self, partition: TopicPartition, now: float) -> ProducerBatch:
         config = self._accumulator.config
@@ -166,7 +242,6 @@ class BatchAppender:
         batch = ProducerBatch(partition, records, now=now)
         batch._record_futures = _Fate(self._settle)
         batch.produce_future.add_callback(batch._record_futures)
-        self._accumulator._incomplete.add(batch)
         return batch
 
     def _extend(self, batch: ProducerBatch, events: list[Event], start: int, now: float) -> int:
@@ -231,13 +306,11 @@ class BatchAppender:
         self._sender.wakeup()
 
     def stop(self, timeout: float) -> None:
-        """End the producer; what is not acknowledged within `timeout` seconds fails."""
-        self._sender.initiate_close()
+        """End the producer by force: its orderly end spins and logs while it has no producer id."""
+        self._sender.force_close()
         self._sender.join(timeout)
-        if self._sender.is_alive():
-            self._sender.force_close()
-            self._sender.join(1.0)
-        self._producer.close(timeout=0)
+        with contextlib.suppress(errors.KafkaError):  # its thread may wait for a broker a while longer
+            self._producer.close(timeout=0)
 
 
 def _is_open(batch: ProducerBatch) -> bool:
@@ -246,24 +319,32 @@ def _is_open(batch: ProducerBatch) -> bool:
 
 
 class PublicAppender:
-    """The same through `KafkaProducer.send`, one record at a time: the way without private parts."""
+    """The same through `KafkaProducer.send`, one record at a time: the way without private parts.
+
+    When the metadata of a topic vanishes, its records fail: `send` would wait for the topic to come back.
+    """
 
     def __init__(self, producer: KafkaProducer, settle: Settle) -> None:
         self._producer = producer
         self._settle = settle
+        producer.config["max_block_ms"] = 0  # every topic is known by now
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
         """Queue events for one partition, in order."""
         for event in events:
-            future = self._producer.send(
-                partition.topic,
-                event.value,
-                key=event.route.key,
-                partition=partition.partition,
-                timestamp_ms=event.timestamp_ms,
-            )
-            future.add_callback(self._acknowledged, event)
-            future.add_errback(self._failed, event)
+            try:
+                future = self._producer.send(
+                    partition.topic,
+                    event.value,
+                    key=event.route.key,
+                    partition=partition.partition,
+                    timestamp_ms=event.timestamp_ms,
+                )
+            except (errors.KafkaError, ValueError) as error:  # too large, topic or partition gone
+                self._settle([event], error)
+            else:
+                future.add_callback(self._acknowledged, event)
+                future.add_errback(self._failed, event)
 
     def _acknowledged(self, event: Event, _metadata: object) -> None:
         self._settle([event], None)
@@ -272,13 +353,10 @@ class PublicAppender:
         self._settle([event], error)
 
     def hurry(self) -> None:
-        """Leave it to `stop`: the public flush would block."""
+        """Send what lingers now; the public flush blocks, so it gets a thread that nobody waits for."""
+        Worker("kafka-flush", self._producer.flush, lambda _: None).start()
 
-    def stop(self, timeout: float) -> None:
-        """End the producer, waiting up to `timeout` seconds for what is not acknowledged."""
-        from kafka.errors import KafkaTimeoutError  # noqa: PLC0415
-
-        try:
-            self._producer.close(timeout=timeout)
-        except KafkaTimeoutError:
-            return  # it stays open when its flush times out; the caller counts what is left
+    def stop(self, timeout: float) -> None:  # noqa: ARG002 - it never waits
+        """End the producer; it stays open, on a daemon thread, while something is unacknowledged."""
+        with contextlib.suppress(errors.KafkaError):
+            self._producer.close(timeout=0)
