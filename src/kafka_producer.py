@@ -2,6 +2,9 @@
 
 A connector thread finds the brokers, creates missing topics and opens the producer; until then admitted
 events wait here. `send` never blocks on Kafka, so the reading of the socket never does.
+
+Locks: the sink's own is taken before the producer's; fates arrive on the producer's I/O thread without
+either and take neither, so they cannot wait for `send`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from kafka.structs import TopicPartition
 from src import topics
 from src.events import Event, Route, Topics
 from src.in_flight import InFlight
-from src.kafka_batches import Appender, BatchAppender, PublicAppender, can_append_batches, partition_count
+from src.kafka_batches import BatchAppender, appender_for, fatal_error, mend, partition_count
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from config.settings import DeliveryConfig, KafkaConfig
     from src.deadline import Deadline
+    from src.kafka_batches import Appender, Settle
     from src.telemetry import Telemetry
 
 _BOOTSTRAP_SECONDS = 5.0  # the library's constructor blocks this long, so a stop may have to wait for it
@@ -61,6 +65,34 @@ def producer_options(kafka: KafkaConfig) -> dict[str, Any]:
     }
 
 
+def open_producer(kafka: KafkaConfig, **overrides: object) -> KafkaProducer:
+    """Open a producer, blocking until a broker answers; raises `KafkaError` after 5 s without one."""
+    producer = _opened(_Producer, producer_options(kafka) | overrides)
+    mend(producer)
+    return producer
+
+
+class _Producer(KafkaProducer):  # type: ignore[misc]  # no types
+    def __del__(self) -> None:
+        """Do nothing: the library's version silences kafka.producer's logger for the whole process."""
+
+
+def _opened(make: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - a client of kafka-python
+    """Construct a client; when that fails, close what it has started, which the library leaks."""
+    inner: list[Any] = []
+
+    def kafka_client(**configs: object) -> Any:  # noqa: ANN401
+        inner.append(make.DEFAULT_CONFIG["kafka_client"](**configs))  # type: ignore[attr-defined]
+        return inner[-1]
+
+    try:
+        return make(**options, kafka_client=kafka_client)
+    except BaseException:
+        for client in inner:
+            client.close()
+        raise
+
+
 class KafkaSink:
     """Delivers batches of events and tells the telemetry what became of each.
 
@@ -68,25 +100,31 @@ class KafkaSink:
     producer keeps a partition's order. What the bound does not admit is handed back to the caller.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last two are for tests
         self,
         kafka: KafkaConfig,
         delivery: DeliveryConfig,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
+        *,
+        make_producer: Callable[[KafkaConfig], KafkaProducer] = open_producer,
+        make_appender: Callable[[KafkaProducer, Settle], Appender] = appender_for,
     ) -> None:
         self._kafka = kafka
+        self._make_producer = make_producer
+        self._make_appender = make_appender
         self._telemetry = telemetry
         self._topics = topics.wanted_topics(kafka)
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self._copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
-        self._lock = threading.Lock()  # guards _appender, _partitions and _waiting
+        self._lock = threading.Lock()  # guards the next four
         self._waiting: list[list[Event]] = []
-        self._appender: Appender | None = None
-        self._partitions: _Partitions
-        self._producer: KafkaProducer | None = None
+        self._appender: Appender | None = None  # None: what is sent has to wait for the connector
+        self._hurried = False
         self._closing = threading.Event()
+        self._partitions: _Partitions  # the connector's until _appender is set, then of whoever holds the lock
+        self._producer: KafkaProducer | None = None
         self._connector = Worker("kafka-connector", self._connect, on_exit)
 
     def start(self) -> None:
@@ -95,34 +133,42 @@ class KafkaSink:
 
     @property
     def ready(self) -> bool:
-        """Whether the producer is open and every topic known."""
-        return self._appender is not None
+        """Whether the producer is open, alive, and every topic known."""
+        return self._appender is not None and fatal_error(self._producer) is None
 
     def send(self, events: list[Event]) -> list[Event]:
-        """Take as many of the first events as the bound admits; return the rest, which is not in flight."""
-        admitted = self.in_flight.admit(events)
-        accepted = events[:admitted]
-        self._telemetry.handed_over(admitted)
+        """Take as many of the first events as the bound admits; return the rest, which is not in flight.
+
+        All of them come back once the sink is closed.
+        """
         with self._lock:
-            if self._appender is None:
+            if self._closing.is_set():
+                return events
+            admitted = self.in_flight.admit(events)
+            accepted = events[:admitted]
+            self._telemetry.handed_over(admitted)
+            if accepted and self._appender is None:
                 self._waiting.append(accepted)
-            else:
+            elif accepted and self._appender is not None:
                 self._append(self._appender, accepted)
         return events[admitted:]
 
     def close(self, deadline: Deadline) -> None:
         """Deliver what is in flight until the deadline, close the producer, count what is left as failed."""
-        if self._appender is not None:
-            self._appender.hurry()
+        with self._lock:
+            self._hurried = True
+            if self._appender is not None:
+                self._appender.hurry()
         self.in_flight.wait_empty(deadline.remaining() - _FORCE_SECONDS)
         self._copies_in_flight.wait_empty(deadline.remaining() - _FORCE_SECONDS)
-        self._closing.set()
-        self._connector.join(deadline.remaining(0.2))
         with self._lock:
+            self._closing.set()
+            self._waiting.clear()
             appender, self._appender = self._appender, None
-        if appender is not None:
-            appender.stop(deadline.remaining(at_most=_FORCE_SECONDS / 2))
         self._give_up_the_rest()
+        if appender is not None:
+            appender.stop(deadline.remaining(at_most=_FORCE_SECONDS))
+        self._connector.join(deadline.remaining(at_most=0.2))
 
     def _give_up_the_rest(self) -> None:
         if left := self.in_flight.give_up():
@@ -142,11 +188,12 @@ class KafkaSink:
                 self._closing.wait(_RETRY_SECONDS)
             else:
                 return
+        if self._producer is not None:
+            self._make_appender(self._producer, self._settled).stop(0.0)
 
     def _create_missing_topics(self) -> None:
-        admin = KafkaAdminClient(
-            **self._kafka.client_options(), bootstrap_timeout_ms=int(_BOOTSTRAP_SECONDS * 1000)
-        )
+        timeout = {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
+        admin = _opened(KafkaAdminClient, self._kafka.client_options() | timeout)
         try:
             missing = topics.missing_topics(admin, self._topics)
             created = topics.create_topics(admin, missing)
@@ -156,21 +203,31 @@ class KafkaSink:
             self._telemetry.topics_created([str(topic.name) for topic in created])
 
     def _open_producer(self) -> None:
-        if self._producer is None:  # kept over retries: collecting one silences the library's logger
-            self._producer = KafkaProducer(**producer_options(self._kafka))
+        if self._producer is None:
+            self._producer = self._make_producer(self._kafka)
         counts = {topic.name: len(self._producer.partitions_for(topic.name)) for topic in self._topics}
-        make = BatchAppender if can_append_batches(self._producer) else PublicAppender
-        appender: Appender = make(self._producer, self._settled)
-        with self._lock:
-            if self._closing.is_set():
-                appender.stop(0.0)
-                return
-            self._partitions = _Partitions(self._producer, counts)
-            for events in self._waiting:
+        appender = self._make_appender(self._producer, self._settled)
+        self._partitions = _Partitions(self._producer, counts)
+        while waiting := self._next_waiting(appender):
+            for events in waiting:
                 self._append(appender, events)
-            self._waiting.clear()
-            self._appender = appender
-        self._telemetry.kafka_connected(counts, batchwise=make is BatchAppender)
+        if self._closing.is_set():
+            appender.stop(0.0)
+        else:
+            self._telemetry.kafka_connected(counts, batchwise=isinstance(appender, BatchAppender))
+
+    def _next_waiting(self, appender: Appender) -> list[list[Event]]:
+        """Take what waits; when nothing does, let `send` append from here on.
+
+        The waiting events are appended outside the lock: there may be many, and `send` must not wait.
+        """
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            if not waiting and not self._closing.is_set():
+                self._appender = appender
+                if self._hurried:
+                    appender.hurry()
+            return waiting
 
     # The way of an event
 
@@ -206,6 +263,8 @@ class KafkaSink:
         else:
             reason, topic = type(error).__name__, events[0].route.topic
             self._telemetry.failed(len(events), reason, topic=topic, error=str(error))
+            if fatal := fatal_error(self._producer):
+                self._telemetry.producer_failed(fatal)
 
     def _copies_settled(self, copies: Sequence[Event], error: BaseException | None) -> None:
         size = sum(len(event.value) for event in copies)
