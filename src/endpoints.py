@@ -1,17 +1,24 @@
-"""The HTTP endpoints of a running service: /metrics, /health, /ready, /status."""
+"""The HTTP endpoints of a running service: /metrics, /health, /ready, /status.
+
+One event loop on one thread answers everything, so that a client costs a socket and never a thread.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import threading
+import re
+import socket
+from contextlib import suppress
+from datetime import UTC, datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from src.logger import get_logger
 from src.telemetry import COUNTERS, GAUGES, REASONS
 from src.worker import Worker
 
@@ -21,12 +28,18 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 PREFIX = "binance_ingestion_"
-_AT_ONCE = 16
-_REQUEST_SECONDS = 5.0
+METHODS = ("GET", "HEAD")
+AT_ONCE = 64
+REQUEST_SECONDS = 5.0
+LINE_BYTES = 8 * 1024
+HEAD_BYTES = 16 * 1024
+_STOP_SECONDS = 1.0
+_BACKLOG = 256  # a burst of clients must not wait for a repeated SYN, a second later
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])\r?\n")
 
 
 class View(NamedTuple):
-    """What the endpoints show; each part is asked at the time of the request."""
+    """What the endpoints show; each part is asked at the time of the request, and must not block."""
 
     status: Callable[[], dict[str, Any]]
     """Every metric, by its name in `service_metrics`."""
@@ -36,36 +49,122 @@ class View(NamedTuple):
 
 
 class Endpoints:
-    """Serves GET and HEAD on a thread of its own; at most 16 requests at once, each within 5 s."""
+    """Serves GET and HEAD on a thread of its own.
+
+    At most 64 connections are open; the next one closes the oldest. A connection has 5 s for each request
+    and its answer, however slowly it sends or reads, and then is closed.
+    """
 
     def __init__(self, host: str, port: int, view: View, on_exit: Callable[[Worker], None]) -> None:
         registry = CollectorRegistry()
-        registry.register(_Collector(view.status))
+        registry.register(_Collector(view))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        self._server = _Server((host, port), _routes(view, registry))
-        self._worker = Worker("monitoring-http", self._server.serve_forever, on_exit)
-
-    @property
-    def port(self) -> int:
+        self._routes = _routes(view, registry)
+        self._listener = _listen(host, port)
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # oldest first; the loop's own
+        self._worker = Worker("monitoring-http", self._run, on_exit)
+        self.port: int = self._listener.getsockname()[1]
         """The port that is listened on."""
-        return self._server.server_port
 
     def start(self) -> None:
         """Begin to answer."""
         self._worker.start()
 
     def stop(self) -> None:
-        """Stop answering and free the port."""
-        self._server.shutdown()
-        self._worker.join(1.0)
-        self._server.server_close()
+        """Stop answering, close every connection and free the port; also when never started."""
+        with suppress(RuntimeError):  # the loop is closed when the worker has ended already
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._worker.join(_STOP_SECONDS):
+            self._loop.close()
+        self._listener.close()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._accept, sock=self._listener, limit=LINE_BYTES, backlog=_BACKLOG)
+        await self._stopping.wait()
+        server.close()
+        talks = list(self._open.values())
+        for writer in list(self._open):
+            writer.transport.abort()
+        if talks:
+            await asyncio.wait(talks, timeout=_STOP_SECONDS / 2)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= AT_ONCE:
+            oldest = next(iter(self._open))
+            self._open.pop(oldest)
+            oldest.transport.abort()
+        writer.transport.set_write_buffer_limits(high=0)  # drain() then means: all of it is with the kernel
+        self._open[writer] = self._loop.create_task(self._talk(reader, writer))
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except OSError:  # too slow, or gone: the client's own affair
+            pass
+        finally:
+            self._open.pop(writer, None)
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; return whether another may follow on this connection."""
+        await asyncio.sleep(0)  # whoever sends many requests at once takes turns with the others
+        async with asyncio.timeout(REQUEST_SECONDS):
+            try:
+                request = await _read_request(reader)
+                if request is None:
+                    return False
+                answer = self._routed(request)
+            except _RefusedError as refusal:
+                request = _Request("GET", "", keep_alive=False)
+                answer = _json({"error": refusal.status.phrase.lower()}, refusal.status)
+            writer.write(_encode(request, answer))
+            await writer.drain()
+            if request.keep_alive:
+                return True
+            # Closing with unread input would reset the connection before the client has the answer.
+            writer.write_eof()
+            while await reader.read(LINE_BYTES):
+                pass
+            return False
+
+    def _routed(self, request: _Request) -> _Answer:
+        if request.method not in METHODS:
+            allowed = {"error": "method not allowed", "methods": METHODS}
+            return _json(allowed, HTTPStatus.METHOD_NOT_ALLOWED)
+        route = self._routes.get(request.path)
+        if route is None:
+            return _json({"error": "not found", "paths": sorted(self._routes)}, HTTPStatus.NOT_FOUND)
+        try:
+            return route()
+        except Exception:  # noqa: BLE001 - a fault of one view must not end the thread that answers the others
+            get_logger("endpoints").error("endpoint_failed", path=request.path, exc_info=True)
+            return _json({"error": "internal error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    keep_alive: bool
 
 
 class _Answer(NamedTuple):
     status: HTTPStatus
     body: bytes
     content_type: str = "application/json"
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 _Routes = dict[str, "Callable[[], _Answer]"]
@@ -85,7 +184,10 @@ def _routes(view: View, registry: CollectorRegistry) -> _Routes:
         return _json({"ready": not reasons, "reasons": reasons}, status)
 
     def status() -> _Answer:
-        return _json(view.status() | {"ready": not view.unready()}, HTTPStatus.OK)
+        reasons = view.unready()
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        state = {"ready": not reasons, "unready_reasons": reasons, "time": now}
+        return _json(view.status() | state, HTTPStatus.OK)
 
     return {"/metrics": metrics, "/health": health, "/ready": ready, "/status": status}
 
@@ -94,69 +196,71 @@ def _json(value: object, status: HTTPStatus) -> _Answer:
     return _Answer(status, json.dumps(value, default=str).encode() + b"\n")
 
 
-class _Server(ThreadingHTTPServer):
-    """Answers each request on a short-lived thread; a slow or idle client holds one of few places, briefly."""
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], routes: _Routes) -> None:
-        self.routes = routes
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
-        super().__init__(address, _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the base class
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Say nothing: a client that hangs up is no event of the service."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket; raises `OSError` when the host is unknown or the port not to be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise OSError(f"not a host name: {host!r}") from error
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _REQUEST_SECONDS
-    server: _Server
-    server_version = "binance-ingestion"
-    sys_version = ""
+async def _read_request(reader: asyncio.StreamReader) -> _Request | None:
+    """Read the head of a request; None at the end of the stream; raises `_RefusedError`."""
+    line = await _read_line(reader)
+    if not line.strip():
+        return None
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST)
+    method, target, version = (part.decode("latin-1") for part in match.groups())
+    left, last, headers = HEAD_BYTES, line, {"connection": "close" if version == "0" else "keep-alive"}
+    while last := await _read_line(reader):
+        if not last.strip():
+            break
+        left -= len(last)
+        if left < 0:
+            raise _RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        name, _, value = last.decode("latin-1").lower().partition(":")
+        headers[name.strip()] = value.strip()
+    if not last:
+        return None
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    keep_alive = headers["connection"] == "keep-alive" and method in METHODS and not has_body
+    return _Request(method, target.partition("?")[0], keep_alive)
 
-    def do_GET(self) -> None:
-        self._reply(with_body=True)
 
-    def do_HEAD(self) -> None:
-        self._reply(with_body=False)
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ValueError as error:
+        raise _RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE) from error
 
-    def _reply(self, *, with_body: bool) -> None:
-        route = self.server.routes.get(self.path.partition("?")[0])
-        known = {"error": "not found", "paths": sorted(self.server.routes)}
-        answer = route() if route else _json(known, HTTPStatus.NOT_FOUND)
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(answer.body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Keep requests out of the log."""
+def _encode(request: _Request, answer: _Answer) -> bytes:
+    lines = [
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
+        f"Content-Type: {answer.content_type}",
+        f"Content-Length: {len(answer.body)}",
+        "Cache-Control: no-store",
+        f"Connection: {'keep-alive' if request.keep_alive else 'close'}",
+    ]
+    if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append(f"Allow: {', '.join(METHODS)}")
+    head = "\r\n".join([*lines, "", ""]).encode("ascii")
+    return head if request.method == "HEAD" else head + answer.body
 
 
 class _Collector:
     """Gives Prometheus the counters of one instant."""
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
-        self._status = status
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     def collect(self) -> Iterator[Metric]:
-        status = self._status()
+        status = self._view.status()
         for name, meaning in GAUGES.items():
             yield GaugeMetricFamily(PREFIX + name, meaning, value=float(status[name]))
         for name, meaning in COUNTERS.items():
@@ -166,3 +270,15 @@ class _Collector:
             for reason, count in status[f"{name}_by_reason"].items():
                 family.add_metric([reason], float(count))
             yield family
+        yield from self._state(status)
+
+    def _state(self, status: dict[str, Any]) -> Iterator[Metric]:
+        ready = not self._view.unready()
+        yield GaugeMetricFamily(f"{PREFIX}ready", "1 when /ready answers 200", value=float(ready))
+        if "kafka_connected" in status:
+            kafka = float(status["kafka_connected"])
+            yield GaugeMetricFamily(f"{PREFIX}kafka_connected", "1 when records can flow to Kafka", value=kafka)
+        if status["last_message_time"]:
+            last = datetime.fromisoformat(status["last_message_time"]).timestamp()
+            name = f"{PREFIX}last_message_timestamp_seconds"
+            yield GaugeMetricFamily(name, "when the last event was read, seconds since the epoch", value=last)
