@@ -12,6 +12,7 @@ import argparse
 import io
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 _POLL_MS = 200
 _BATCH = 500
-_CLOSE_MS = 5_000
+_COMMIT_MS = 4_000
+_CLOSE_MS = 2_000
 _NEW_TOPICS_SEEN_AFTER_MS = 5_000
 _PLAIN_WIDTH = 120
 _BUSIEST = 15
@@ -247,6 +249,11 @@ class Statistics:
         """The number of events that were shown."""
         return self.by_type.total()
 
+    @property
+    def records(self) -> int:
+        """The number of records that were read, shown or not."""
+        return self.shown + self.malformed + self.other_symbols
+
     def add(self, event: Event) -> None:
         """Count one event that is shown."""
         self.by_type[event.type] += 1
@@ -394,6 +401,10 @@ class _FromBeginning(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-p
             self._begun |= new
 
 
+class NotCommittedError(Exception):
+    """The broker did not take the last offsets: the group gets what was shown since the one before again."""
+
+
 @dataclass
 class Reader:
     """Reads until it is asked to stop, or has shown or waited enough."""
@@ -417,6 +428,15 @@ class Reader:
                 self._take(record)
             self.screen.flush()
             self._announce()
+
+    def commit(self) -> None:
+        """Commit what was shown; raises `NotCommittedError` when the broker does not take it within 4 s."""
+        if not self.statistics.records:
+            return
+        try:
+            self.consumer.commit(timeout_ms=_COMMIT_MS)
+        except KafkaError as error:
+            raise NotCommittedError(f"what was shown last is not committed: {_one_line(error)}") from error
 
     @property
     def _wanted(self) -> int:
@@ -458,12 +478,14 @@ def connect(
         **config.client_options(),
         group_id=group,
         auto_offset_reset="earliest" if from_beginning else "latest",
-        allow_auto_create_topics=False,
         bootstrap_timeout_ms=math.ceil(wait * 1000),
         reconnect_backoff_max_ms=1_000,
         metadata_max_age_ms=_NEW_TOPICS_SEEN_AFTER_MS,
     )
-    consumer.subscribe(topics, listener=_FromBeginning(consumer) if from_beginning else None)
+    # By pattern: kafka-python asks for named topics in a way that makes brokers create missing ones, with their
+    # own defaults, whatever allow_auto_create_topics says (3.0.12).
+    pattern = f"^({'|'.join(map(re.escape, topics))})$"
+    consumer.subscribe(pattern=pattern, listener=_FromBeginning(consumer) if from_beginning else None)
     return consumer
 
 
@@ -493,20 +515,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(reader: Reader, topics: Sequence[str]) -> int:
-    exit_code, all_shown = 0, True
+    exit_code = 0
     try:
         if missing := ", ".join(sorted(set(topics) - reader.consumer.topics())):
             reader.screen.remark(f"not there yet: {missing} (setup_kafka.py creates topics); waiting")
         reader.run()
-    except BrokenPipeError:
-        all_shown = False
+        reader.commit()
+    except BrokenPipeError:  # what nobody has seen is not committed
         _forget_stdout()
-    except KafkaError as error:
+    except (KafkaError, NotCommittedError) as error:
         exit_code = _fail(_one_line(error))
-    try:
-        reader.consumer.close(autocommit=all_shown, timeout_ms=_CLOSE_MS)
-    except KafkaError as error:
-        exit_code = _fail(f"what was shown last could not be committed: {_one_line(error)}")
+    reader.consumer.close(autocommit=False, timeout_ms=_CLOSE_MS)
     try:
         reader.screen.statistics(reader.statistics)
     except BrokenPipeError:

@@ -176,3 +176,11 @@ def read_all(bootstrap_servers: str, *topics: str, timeout: float = 20.0) -> lis
     finally:
         consumer.close(autocommit=False)
     return sorted(records, key=lambda one: (topics.index(one.topic), one.partition, one.offset))
+
+
+def _partitions(consumer: KafkaConsumer, topic: str, deadline: float) -> list[TopicPartition]:
+    # A broker that has just come back may answer before it knows its topics again.
+    while not (numbers := consumer.partitions_for_topic(topic)):
+        assert time.monotonic() < deadline, f"there is no topic {topic}"
+        consumer.topics()
+    return [TopicPartition(topic, number) for number in numbers]

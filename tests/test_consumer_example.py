@@ -19,7 +19,7 @@ from kafka import KafkaProducer
 
 from consumer_example import Event, Ids, Latencies, Statistics, decode, describe, line_of, readable_ms
 from sandbox.brokers import free_port
-from tests.broker_fixtures import Topics, create_topics
+from tests.broker_fixtures import Topics, create_topics, fresh_topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -327,3 +327,23 @@ def test_statistics_count_by_type_symbol_and_stream() -> None:
     assert statistics.by_type == {"trade": 3, "kline": 1}
     assert statistics.by_symbol == {"BTCUSDT": 4}
     assert statistics.ids == {("BTCUSDT", "trade"): Ids(1, 2)}
+
+
+@pytest.mark.kafka
+def test_it_outlives_a_restart_of_the_broker_and_ends_when_it_is_frozen(own_broker: Broker) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    send(topics, topics.trades, as_json(trade(1)))
+    arguments = ("--topics=trades", "--from-beginning", "--json", f"--group={fresh_group()}")
+    with started(topics, *arguments) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["t"] == 1
+        own_broker.restart()
+        send(topics, topics.trades, as_json(trade(2)))
+        assert json.loads(process.stdout.readline())["t"] == 2
+        own_broker.freeze()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "consumer_example: what was shown last is not committed: " in err
+    assert "Traceback" not in err
+    assert "2 events" in err
