@@ -100,11 +100,12 @@ def test_the_book_is_never_crossed_nor_empty_over_a_long_run() -> None:
     settings = Settings(rate=50_000, symbols=("BTCUSDT",), tick_ms=5)
     market = Market(settings, START_MS)
     book = market.listings[0].book
-    for number in range(1, 2_001):
+    for number in range(1, 1_001):
         market.tick(START_MS + number * 5, lambda _: None)
         assert book.bids.best < book.asks.best
-        assert book.bids.best == max(book.bids.levels)
-        assert book.asks.best == min(book.asks.levels)
+        if number % 10 == 0:
+            assert book.bids.best == max(book.bids.levels)
+            assert book.asks.best == min(book.asks.levels)
         assert len(book.bids.levels) < 5_000
     listing = market.listings[0]
     assert abs(listing.last_price / listing.spec.first_price - 1) < 0.2
@@ -127,11 +128,11 @@ def test_the_rate_is_kept_exactly_over_ticks(rate: int) -> None:
 
 def test_the_mix_is_kept() -> None:
     mix = Mix.parse("trade=50,aggTrade=40,depth=10")
-    _, events = run(1_000, rate=20_000, mix=mix)
+    _, events = run(500, rate=20_000, mix=mix)
     counts = {kind: sum(event.key // len(SYMBOLS) == kind for event in events) for kind in range(4)}
-    assert counts[TRADE] == pytest.approx(50_000, rel=0.05)
-    assert counts[AGGREGATE] == pytest.approx(40_000, rel=0.05)
-    assert counts[DEPTH_FAST] == pytest.approx(10_000, rel=0.02)
+    assert counts[TRADE] == pytest.approx(25_000, rel=0.05)
+    assert counts[AGGREGATE] == pytest.approx(20_000, rel=0.05)
+    assert counts[DEPTH_FAST] == pytest.approx(5_000, rel=0.02)
 
 
 def test_klines_are_the_trades_of_their_interval() -> None:

@@ -45,7 +45,7 @@ def test_a_client_that_closes_under_load_has_read_exactly_what_was_counted(busy:
         assert counted.close_code == 1000
         record = read(f"{busy['control']}/control/connections")["connections"][round_ - 1]
         assert record["data_frames"] == counted.frames
-        assert record["data_bytes"] + 100 < counted.bytes  # the combined wrapper comes on top
+        assert record["data_bytes"] + 100 < counted.size  # the combined wrapper comes on top
 
 
 def test_after_the_close_frame_nothing_follows(busy: dict[str, Any]) -> None:

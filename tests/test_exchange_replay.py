@@ -94,7 +94,7 @@ def test_real_recordings_arrive_whole(name: str, exchange: Exchange) -> None:
     exchange.replay(str(path), speed=0, to_all=True)
     while client.counted.frames < len(frames):
         assert client.read()
-    assert client.counted.bytes == sum(map(len, frames))
+    assert client.counted.size == sum(map(len, frames))
     client.close()
     eventually(lambda: not exchange.connections()[0]["open"])
     assert exchange.sent()["total"]["count"] == len(frames)

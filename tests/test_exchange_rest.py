@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sandbox.exchange import Exchange
     from tests.exchange_fixtures import Client
 
-START_MS = 1_723_161_255_000
+START_MS = 1_723_161_255_800
 
 
 def get(exchange: Exchange, path: str, **query: Any) -> tuple[int, Any, Any]:
@@ -43,7 +43,7 @@ def rows(exchange: Exchange, path: str, **query: Any) -> Any:
 def carried(exchange: Exchange, connect: Callable[[str], Client]) -> dict[str, list[dict[str, Any]]]:
     client = connect(f"{exchange.ws_url}/btcusdt@trade/btcusdt@aggTrade/btcusdt@kline_1s")
     seen: dict[str, list[dict[str, Any]]] = {"trade": [], "aggTrade": [], "kline": []}
-    while len(seen["trade"]) < 1_500 or sum(bar["k"]["x"] for bar in seen["kline"]) < 3:
+    while len(seen["trade"]) < 1_500 or sum(bar["k"]["x"] for bar in seen["kline"]) < 2:
         message = client.message()
         seen[message["e"]].append(message)
     return seen

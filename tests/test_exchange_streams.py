@@ -220,10 +220,10 @@ def test_book_tickers_rise_and_partial_depth_shares_the_ids_of_the_diffs(
 def test_a_kline_closes_once_and_goes_on_with_the_next_trade_id(
     exchange_factory: Callable[..., Exchange], connect: Callable[[str], Client]
 ) -> None:
-    exchange = exchange_factory(rate=200.0, symbols=("BTCUSDT",))
+    exchange = exchange_factory(rate=200.0, symbols=("BTCUSDT",), start_ms=1_723_161_255_800)
     client = connect(f"{exchange.ws_url}/btcusdt@kline_1s/btcusdt@trade")
     trades, closed = [], []
-    while len(closed) < 4:
+    while len(closed) < 3:
         message = client.message()
         if message["e"] == "trade":
             trades.append(message)

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from sandbox.exchange.application import build
-from sandbox.exchange.control import ControlError
+from sandbox.exchange.faults import ControlError
 from sandbox.exchange.settings import SLOW_CLIENT_POLICIES, Limits, Mix, RestRules, Settings, SettingsError
 from sandbox.exchange.symbols import symbol_names
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sandbox.exchange.settings import Settings
 
 _LARGEST_CLIENT_MESSAGE = 1024 * 1024
+_LONGEST_URL = 16_384
 _ENDED = frozenset({WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR})
 
 
@@ -68,7 +69,7 @@ class Core:
         for route in ("/ws", "/ws/{streams:.*}", "/stream"):
             public.router.add_get(route, self._serve)
         for app in (public, private):
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handle_signals=False)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, max_line_size=_LONGEST_URL)
             await runner.setup()
             self._runners.append(runner)
         await self.open_door()
@@ -184,7 +185,8 @@ class Core:
                 self.subscribed()
             if message.type is WSMsgType.CLOSE:
                 if session.state == "half_open":
-                    await asyncio.Event().wait()
+                    await session.awake()
+                    session.receive(message.type, content, self.now())
                 await session.linger()
                 break
         with contextlib.suppress(OSError):

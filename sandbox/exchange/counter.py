@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -24,10 +25,10 @@ _MASK = b"\0\0\0\0"
 
 @dataclass
 class Counted:
-    """What arrived: data frames and their bytes, pings, and the code of the close frame, if one came."""
+    """What arrived: data frames and their size in bytes, pings, and the code of the close frame, if one came."""
 
     frames: int = 0
-    bytes: int = 0
+    size: int = 0
     pings: int = 0
     close_code: int | None = None
     close_reason: bytes = b""
@@ -115,7 +116,7 @@ class CountingClient:
                 self._control(opcode, block[start:position])
         self._rest = block[position:]
         self.counted.frames += frames
-        self.counted.bytes += size
+        self.counted.size += size
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == PING:
@@ -163,10 +164,11 @@ def main() -> int:
     figures: dict[str, float | int | None] = {
         "seconds": round(seconds, 3),
         "frames_per_second": round(counted.frames / seconds, 1),
-        "megabytes_per_second": round(counted.bytes / seconds / 1e6, 2),
+        "megabytes_per_second": round(counted.size / seconds / 1e6, 2),
         "cpu_seconds": round(time.process_time(), 2),
     }
-    client.send_close()
+    with contextlib.suppress(OSError):
+        client.send_close()
     client.drain(5)
     figures |= {"frames": counted.frames, "close_code": counted.close_code}
     sys.stdout.write(json.dumps(figures) + "\n")

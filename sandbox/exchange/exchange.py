@@ -13,8 +13,8 @@ from sandbox.exchange.settings import Settings
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sandbox.exchange.control import Answer, Frame, Target
     from sandbox.exchange.core import Core
+    from sandbox.exchange.faults import Answer, Frame, Target
 
 _PATIENCE_S = 10.0
 
@@ -61,7 +61,11 @@ class Exchange:
     def start(self) -> Self:
         """Listen; returns when clients may connect."""
         self._thread.start()
-        self._await(self._core.start(self._public, self._private))
+        try:
+            self._await(self._core.start(self._public, self._private))
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:

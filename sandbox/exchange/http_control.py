@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from sandbox.exchange.control import COMMANDS, Control, ControlError
+from sandbox.exchange.control import COMMANDS, Control
+from sandbox.exchange.faults import ControlError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,10 @@ async def _command(method: Callable[..., Any], request: web.Request) -> web.Resp
 
 
 async def _question(method: Callable[..., Any], request: web.Request) -> web.Response:
-    query = {name: int(text) if name in _INTEGERS else text for name, text in request.query.items()}
+    try:
+        query = {name: int(text) if name in _INTEGERS else text for name, text in request.query.items()}
+    except ValueError as error:
+        return _refused(str(error))
     return await _call(method, query)
 
 

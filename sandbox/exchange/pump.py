@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from sandbox.exchange.market import Market
     from sandbox.exchange.session import Session
 
-_MOST_TICKS_AT_ONCE = 40
+_MOST_TICKS_BEHIND = 40
+_MOST_TICKS_AT_ONCE = 4
 _WAIT_ABOVE_BYTES = 512 * 1024
 
 
@@ -74,11 +75,10 @@ class Pump:
     def _catch_up(self, now: float) -> None:
         passed_ms = int((now - self._began) * 1000)
         due = (passed_ms - self._ticked_ms) // self._tick_ms
-        left_out = due if due and (self.halted or self._must_wait()) else max(due - _MOST_TICKS_AT_ONCE, 0)
+        left_out = due if due and (self.halted or self._must_wait()) else max(due - _MOST_TICKS_BEHIND, 0)
         self._ticked_ms += left_out * self._tick_ms
         self.skipped_ms += left_out * self._tick_ms
-        due -= left_out
-        for _ in range(due):
+        for _ in range(min(due - left_out, _MOST_TICKS_AT_ONCE)):
             self._ticked_ms += self._tick_ms
             self._market.tick(self._market.started_ms + self._ticked_ms, self._feed.emit)
         if self._market.rate and due:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _RATE_WINDOW_S = 1.0
 _CLIENT_FRAME_HEAD = 8
 _GOING_AWAY = 1001
-_ABNORMAL = 1006
+_POLL_S = 0.01
 
 
 class Session:
@@ -234,6 +234,11 @@ class Session:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.transport.abort()
 
+    async def awake(self) -> None:
+        """Wait until the connection is half open no more."""
+        while self.state == "half_open" and not self.transport.is_closing():  # noqa: ASYNC110 - as in `linger`
+            await asyncio.sleep(_POLL_S)
+
     async def linger(self) -> None:
         """After both close frames: stop writing, and let the client be the one who ends TCP.
 
@@ -244,7 +249,7 @@ class Session:
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._limits.close_timeout_s
         while not self.transport.is_closing() and loop.time() < ends:  # noqa: ASYNC110 - asyncio tells nobody else
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(_POLL_S)
 
     def ended(self, now_ms: int) -> None:
         """Take note that the TCP connection is gone."""
