@@ -171,6 +171,8 @@ _Routes = dict[str, "Callable[[], _Answer]"]
 
 
 def _routes(view: View, registry: CollectorRegistry) -> _Routes:
+    started_at = _now()
+
     def metrics() -> _Answer:
         return _Answer(HTTPStatus.OK, generate_latest(registry), CONTENT_TYPE_LATEST)
 
@@ -185,11 +187,14 @@ def _routes(view: View, registry: CollectorRegistry) -> _Routes:
 
     def status() -> _Answer:
         reasons = view.unready()
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        state = {"ready": not reasons, "unready_reasons": reasons, "time": now}
+        state = {"ready": not reasons, "unready_reasons": reasons, "started_at": started_at, "time": _now()}
         return _json(view.status() | state, HTTPStatus.OK)
 
     return {"/metrics": metrics, "/health": health, "/ready": ready, "/status": status}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _json(value: object, status: HTTPStatus) -> _Answer:
