@@ -63,6 +63,7 @@ class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     head_length: int
     """Length of the combined wrapper before the payload, `{"stream":"…","data":`."""
     head: bytes
+    """That wrapper, and the payload's opening brace."""
 
 
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -116,13 +117,16 @@ class _CombinedRaw(msgspec.Struct, gc=False):
     data: msgspec.Raw
 
 
+_ABSENT = msgspec.Raw(b"")
+
+
 class _Control(msgspec.Struct, gc=False):
     e: Any = None
-    id: int | str | None = None
+    id: Any = None
     result: Any = msgspec.UNSET
-    error: Any = msgspec.UNSET
-    code: Any = msgspec.UNSET
-    msg: Any = msgspec.UNSET
+    error: msgspec.Raw = _ABSENT
+    code: msgspec.Raw = _ABSENT
+    msg: msgspec.Raw = _ABSENT
 
 
 class _Malformed(Exception):  # noqa: N818 - a fact about the input, not a failure
@@ -166,11 +170,12 @@ class EventDecoder:
                 self._decode_unusual(frame, received_ms, decoded)
                 continue
             start = route.head_length
+            # All closing braces stand at the end: so no other member follows the payload in the wrapper.
             if (
                 not frame.isascii()
                 or not frame.startswith(route.head)
                 or not frame.endswith(b"}}")
-                or frame.find(b'"data":', start) >= 0
+                or frame.find(b"}", start) < len(frame) - 3
             ):
                 self._decode_unusual(frame, received_ms, decoded)
                 continue
@@ -191,6 +196,8 @@ class EventDecoder:
                 self._decode_one(element, stream, received_ms, into)
         except _Malformed as fault:
             into.skipped.append(Skipped(fault.reason, frame[:200]))
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._keep_as_it_came(frame, None, error, received_ms, into)
 
     def _decode_one(self, payload: bytes, stream: str | None, received_ms: int, into: Decoded) -> None:
         if not payload.startswith(b"{"):
@@ -199,14 +206,20 @@ class EventDecoder:
         try:
             fields = _decode_payload(payload)
             route = self._route(stream, fields.e or _untyped(fields), fields.s)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            into.unenriched.append(f"{type(error).__name__}: {error}")
-            into.events.append(Event(self._bare_route(stream), payload, received_ms))
+        except Exception as error:  # noqa: BLE001 - the contract: what cannot be enriched goes to the raw topic
+            self._keep_as_it_came(payload, stream, error, received_ms, into)
             return
         comma = b"," if payload[1:-1].strip() else b""
         added = b'%b"ingestion_timestamp":%d' % (comma, received_ms)
         timestamp = _usable_timestamp(fields.E, received_ms)
         into.events.append(Event(route, b"".join((payload[:-1], added, route.tail)), timestamp))
+
+    def _keep_as_it_came(
+        self, payload: bytes, stream: str | None, error: Exception, received_ms: int, into: Decoded
+    ) -> None:
+        into.unenriched.append(f"{type(error).__name__}: {error}")
+        route = Route("unenriched", self._topics.raw, _key(stream, None), b"", 0, b"")
+        into.events.append(Event(route, payload, received_ms))
 
     def _route(self, stream: str | None, name: str, symbol: str | None) -> Route:
         route = self._routes.get((stream, name, symbol))
@@ -224,11 +237,8 @@ class EventDecoder:
         if stream is not None and _needs_stream(stream, event_type):
             added["stream"] = stream
         tail = b"," + _dump(added)[1:]
-        head = b'{"stream":%b,"data":' % _dump(stream) if stream is not None else b""
-        return Route(event_type, getattr(self._topics, kind), _key(stream, symbol), tail, len(head), head)
-
-    def _bare_route(self, stream: str | None) -> Route:
-        return Route("unenriched", self._topics.raw, _key(stream, None), b"", 0, b"")
+        head = b'{"stream":%b,"data":{' % _dump(stream)  # for None never met: a wrapper names its stream
+        return Route(event_type, getattr(self._topics, kind), _key(stream, symbol), tail, len(head) - 1, head)
 
 
 def _untyped(payload: _Payload) -> str:
@@ -288,9 +298,11 @@ def _unwrap(frame: bytes) -> tuple[str | None, bytes]:
 def _check_json(frame: bytes) -> None:
     """Judge by the standard library, which accepts lone surrogates where the fast decoder does not."""
     try:
-        json.loads(frame.decode(), parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        json.loads(frame.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
+    except ValueError:
         raise _Malformed("malformed_json") from None
+    except RecursionError:
+        raise _Malformed("nested_too_deep") from None
 
 
 def _refuse(constant: str) -> None:
@@ -305,18 +317,17 @@ def _as_reply(payload: bytes) -> Reply | None:
         return None
     if control.e is not None:
         return None
-    if control.error is not msgspec.UNSET:
-        return Reply(control.id, _dump(control.error).decode())
-    if control.code is not msgspec.UNSET and control.msg is not msgspec.UNSET:
-        return Reply(control.id, _dump({"code": control.code, "msg": control.msg}).decode())
-    return None if control.result is msgspec.UNSET else Reply(control.id, None, control.result)
+    request = control.id if isinstance(control.id, int | str) else None
+    error, code, message = bytes(control.error), bytes(control.code), bytes(control.msg)
+    if error not in (b"", b"null"):
+        return Reply(request, error.decode())
+    if code and message:
+        return Reply(request, f'{{"code":{code.decode()},"msg":{message.decode()}}}')
+    return None if control.result is msgspec.UNSET else Reply(request, None, control.result)
 
 
 def _elements(payload: bytes) -> list[bytes]:
     """Split an array into its elements; anything else is its own only element."""
     if not payload.startswith(b"["):
         return [payload]
-    try:
-        return [bytes(element).strip() for element in _decode_array(payload)]
-    except (msgspec.DecodeError, RecursionError):
-        raise _Malformed("malformed_json") from None
+    return [bytes(element).strip() for element in _decode_array(payload)]
