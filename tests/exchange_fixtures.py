@@ -1,6 +1,5 @@
 """Fixtures of the simulated exchange: in this process, several of them, and as a process of its own."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 import json

@@ -1,6 +1,5 @@
 """Faults on command: each does to the client what its name says, and says to whom."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 import base64
@@ -30,9 +29,9 @@ def client(exchange: Exchange, connect: Callable[[str], Client]) -> Client:
     return connect(f"{exchange.ws_url}/btcusdt@trade")
 
 
-def post(exchange: Exchange, command: str, **body: Any) -> Any:
+def post(exchange: Exchange, path: str, /, **body: Any) -> Any:
     request = urllib.request.Request(  # noqa: S310 - our own address
-        f"{exchange.control_url}/control/{command}", json.dumps(body).encode(), method="POST"
+        f"{exchange.control_url}/control/{path}", json.dumps(body).encode(), method="POST"
     )
     with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - our own address
         return json.load(answer)
@@ -234,6 +233,16 @@ def test_faults_can_wait_for_the_next_connections(exchange: Exchange, connect: C
     for _ in range(2):
         assert connect(exchange.ws_url).close_code()[0] == 1013
     assert connect(exchange.ws_url).ask("LIST_SUBSCRIPTIONS")["result"] == []
+
+
+def test_a_fault_can_wait_for_a_number_of_frames(exchange: Exchange, connect: Callable[[str], Client]) -> None:
+    post(exchange, "after", frames=3, command="close", target="next", arguments={"code": 1012})
+    client = connect(f"{exchange.ws_url}/btcusdt@trade")
+    for _ in range(5):
+        exchange.burst(1, "BTCUSDT")
+    assert [client.message()["e"] for _ in range(3)] == ["trade"] * 3
+    assert client.close_code() == (1012, "")
+    assert exchange.sent()["total"]["count"] == 3
 
 
 def test_a_fault_can_be_meant_for_one_connection(exchange: Exchange, connect: Callable[[str], Client]) -> None:

@@ -1,6 +1,5 @@
 """The simulated market is pure: no socket, no clock, one seed."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 from itertools import pairwise

@@ -1,6 +1,5 @@
 """The exchange's own record is exact: what it says it sent is what a client can read."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 import json

@@ -39,10 +39,12 @@ def test_as_fast_as_possible_every_byte_is_the_recorded_one(
     path, frames = recorded(tmp_path, None)
     client = connect(f"{exchange.ws_url}/{'/'.join(STREAMS)}")
     answer = exchange.replay(str(path), speed=0)
-    assert answer == {"replay": str(path), "frames": 40, "speed": 0}
+    assert answer == {"replay": str(path), "frames": 40, "speed": 0, "repeat": 1}
     assert [client.text() for _ in frames] == frames
+    exchange.replay(str(path), speed=0, repeat=3)
+    assert [client.text() for _ in frames * 3] == frames * 3
     tally = exchange.sent(1)["streams"]["ethusdt@trade"]
-    assert (tally["count"], tally["first_id"], tally["last_id"]) == (20, 1, 39)
+    assert (tally["count"], tally["first_id"], tally["last_id"]) == (80, 1, 39)
 
 
 @pytest.mark.parametrize("unit", ["seconds", "nanoseconds"])

@@ -1,6 +1,5 @@
 """Control messages of clients: acks, lists, properties, errors, and what is silently accepted."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 import json

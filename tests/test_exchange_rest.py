@@ -1,6 +1,5 @@
 """REST answers for what was missed: the same trades, bars and books that the streams carried."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 import json

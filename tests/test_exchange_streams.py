@@ -1,6 +1,5 @@
 """What the exchange's streams carry: names, shapes, field orders, and that they agree with each other."""
 
-# ruff: noqa: ANN401 - JSON may be anything
 from __future__ import annotations
 
 import json

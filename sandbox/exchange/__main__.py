@@ -26,7 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         parser.error(str(error))
     replay = (
-        {"path": chosen.replay, "speed": chosen.replay_speed, "to_all": chosen.replay_to_all}
+        {
+            "path": chosen.replay,
+            "speed": chosen.replay_speed,
+            "repeat": chosen.replay_repeat,
+            "to_all": chosen.replay_to_all,
+        }
         if chosen.replay
         else {}
     )
@@ -145,6 +150,7 @@ def _add_replay(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--replay", default="", metavar="FILE", help="a .jsonl of raw frames, .recv_ts beside it")
     add("--replay-speed", type=float, default=1.0, help="1: its own pace, 10: ten times; 0: as fast as it is read")
+    add("--replay-repeat", type=int, default=1, help="how often; ids come again")
     add("--replay-to-all", action="store_true", help="whatever the connections subscribed to")
 
 

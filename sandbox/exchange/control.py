@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sandbox.exchange import frames
 from sandbox.exchange.faults import ControlError, Faults, payload_from
 from sandbox.exchange.record import Tally, by_kind, stream_label
-from sandbox.exchange.replay import Recording, Replay, ReplayError
+from sandbox.exchange.replay import Pace, Recording, Replay, ReplayError
 from sandbox.exchange.settings import SYMBOL_STATUSES, Mix, SettingsError
 from sandbox.exchange.tamper import tally_of
 
@@ -36,6 +36,7 @@ COMMANDS = (
     "refuse",
     "accept",
     "disarm",
+    "after",
     "send",
     "burst",
     "rate",
@@ -43,6 +44,10 @@ COMMANDS = (
     "rest",
     "replay",
 )
+
+
+TARGETED = ("cut", "close", "mute", "half_open", "slow", "malformed", "invalid_utf8", "shutdown")
+"""Faults that `after` can wait with."""
 
 
 class Control(Faults):
@@ -79,6 +84,24 @@ class Control(Faults):
     def disarm(self) -> Answer:
         """Forget what is armed for connections to come, and drop stalled handshakes."""
         return {"disarmed": self._core.arrivals.disarm()}
+
+    def after(
+        self,
+        frames: int,
+        command: str,
+        target: Target = "all",
+        connections: int = 1,
+        arguments: Answer | None = None,
+    ) -> Answer:
+        """Carry out a fault on a connection once it was sent so many more data frames (whole ticks)."""
+        if command not in TARGETED:
+            raise ControlError(f"command: {command!r} is none of {', '.join(TARGETED)}")
+        fault, more = getattr(self, command), arguments or {}
+
+        def act(session: Session) -> None:
+            session.when_sent(frames, lambda: fault(target=session.id, **more))
+
+        return self._apply(f"{command} after {frames} frames", target, connections, act)
 
     def send(
         self,
@@ -150,19 +173,27 @@ class Control(Faults):
             rest.forced.clear()
         return {"forced": len(rest.forced), "delay_s": rest.delay_s, "lag_s": rest.lag_s}
 
-    def replay(self, path: str, speed: float = 1.0, *, to_all: bool = False, on_subscribe: bool = False) -> Answer:
-        """Replay a recording once, now or at the first subscription; `speed` 0 is as fast as it is read."""
+    def replay(
+        self,
+        path: str,
+        speed: float = 1.0,
+        repeat: int = 1,
+        *,
+        to_all: bool = False,
+        on_subscribe: bool = False,
+    ) -> Answer:
+        """Replay a recording, now or from the first subscription on; `speed` 0 is as fast as it is read."""
         core = self._core
         try:
             recording = Recording.load(Path(path))
-            replay = Replay(recording, speed, lambda: list(core.sessions.values()), to_all=to_all)
+            replay = Replay(recording, Pace(speed, repeat, to_all), lambda: list(core.sessions.values()))
         except ReplayError as error:
             raise ControlError(str(error)) from None
         if on_subscribe:
             core.on_subscribed.append(lambda: core.spawn(replay.run()))
         else:
             core.spawn(replay.run())
-        return {"replay": path, "frames": len(recording.frames), "speed": speed}
+        return {"replay": path, "frames": len(recording.frames), "speed": speed, "repeat": repeat}
 
     def connections(self) -> Answer:
         """Every connection's record."""

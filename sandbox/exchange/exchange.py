@@ -156,6 +156,10 @@ class Exchange:
         """Forget the faults that wait for connections."""
         return self.command("disarm")
 
+    def after(self, frames: int, command: str, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
+        """Carry out a fault after so many more data frames."""
+        return self.command("after", frames, command, target, **more)
+
     def send(self, stream: str, frames: list[Frame], **more: Any) -> Answer:  # noqa: ANN401
         """Send exact data frames of a stream."""
         return self.command("send", stream, frames, **more)

@@ -37,7 +37,7 @@ async def _command(method: Callable[..., Any], request: web.Request) -> web.Resp
         return _refused("the body is not JSON")
     if not isinstance(body, dict):
         return _refused("the body is not a JSON object")
-    if "frames" in body:
+    if "frames" in body and "frames_" in inspect.signature(method).parameters:
         body["frames_"] = body.pop("frames")
     return await _call(method, body)
 

@@ -62,6 +62,8 @@ class Pump:
         for session in self._sessions():
             session.flush(now)
         self._feed.settle()
+        for session in self._sessions():
+            session.fire()
 
     def burst(self, count: int, symbol: str | None) -> None:
         """Make `count` messages at once: taker orders of one symbol, or one tick of the whole market."""

@@ -30,65 +30,73 @@ class ReplayError(Exception):
 
 @dataclass(frozen=True)
 class Recording:
-    """Frames as they were received; `offsets_s` are seconds since the first one, None without times."""
+    """Frames ready for the wire; `offsets_s` are seconds since the first one, None without times."""
 
     frames: list[bytes]
     streams: list[str]
+    tallies: list[Tally]
     offsets_s: list[float] | None
 
     @classmethod
     def load(cls, path: Path) -> Recording:
         """Read `x.jsonl`, one raw frame a line, and `x.recv_ts` beside it (float seconds or int ns)."""
         try:
-            frames = [line for line in path.read_bytes().split(b"\n") if line]
+            lines = [line for line in path.read_bytes().split(b"\n") if line]
             times = path.with_suffix(".recv_ts")
             offsets = _offsets(times.read_text()) if times.is_file() else None
         except (OSError, ValueError) as error:
             raise ReplayError(f"{path}: {error}") from None
-        if not frames:
+        if not lines:
             raise ReplayError(f"{path}: no frames")
-        if offsets is not None and len(offsets) != len(frames):
-            raise ReplayError(f"{path}: {len(frames)} frames, but {len(offsets)} receive times")
-        return cls(frames, [_stream_of(frame) for frame in frames], offsets)
+        if offsets is not None and len(offsets) != len(lines):
+            raise ReplayError(f"{path}: {len(lines)} frames, but {len(offsets)} receive times")
+        streams = [_stream_of(line) for line in lines]
+        return cls([text_frame(line) for line in lines], streams, [tally_of(line) for line in lines], offsets)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """`speed` multiplies the recording's own pace, 0 is as fast as the slowest client reads; `repeat` times."""
+
+    speed: float = 1.0
+    repeat: int = 1
+    to_all: bool = False
 
 
 class Replay:
-    """Sends a recording once. `speed` multiplies its own pace; 0 is as fast as the slowest client reads."""
+    """Sends a recording to the connections that subscribed to its streams, or to all."""
 
-    def __init__(
-        self,
-        recording: Recording,
-        speed: float,
-        sessions: Callable[[], list[Session]],
-        *,
-        to_all: bool,
-    ) -> None:
-        if speed and recording.offsets_s is None:
+    def __init__(self, recording: Recording, pace: Pace, sessions: Callable[[], list[Session]]) -> None:
+        if pace.speed and recording.offsets_s is None:
             raise ReplayError("without receive times a recording has no pace: use speed 0")
         self._recording = recording
-        self._speed = speed
+        self._pace = pace
         self._sessions = sessions
-        self._to_all = to_all
-        self.sent = 0
 
     async def run(self) -> None:
-        """Send every frame, in order."""
+        """Send every frame, in order, as often as wanted."""
+        for _ in range(self._pace.repeat):
+            await self._run_once()
+
+    async def _run_once(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while self.sent < len(self._recording.frames):
-            end = self._due(loop.time() - began)
-            if end > self.sent and not (self._speed == 0 and self._crowded()):
-                self._send(self.sent, end, loop.time())
-                self.sent = end
-            await asyncio.sleep(_PAUSE_S if self._speed or self._crowded() else 0)
+        sent = 0
+        while sent < len(self._recording.frames):
+            end = self._due(sent, loop.time() - began)
+            waits = not self._pace.speed and self._crowded()
+            if end > sent and not waits:
+                self._send(sent, end, loop.time())
+                sent = end
+            await asyncio.sleep(_PAUSE_S if self._pace.speed or waits else 0)
 
-    def _due(self, passed: float) -> int:
-        end = min(self.sent + _BLOCK_FRAMES, len(self._recording.frames))
+    def _due(self, sent: int, passed: float) -> int:
+        end = min(sent + _BLOCK_FRAMES, len(self._recording.frames))
         offsets = self._recording.offsets_s
-        if not self._speed or offsets is None:
+        if not self._pace.speed or offsets is None:
             return end
-        due = self.sent
-        while due < end and offsets[due] <= passed * self._speed:
+        due = sent
+        while due < end and offsets[due] <= passed * self._pace.speed:
             due += 1
         return due
 
@@ -96,14 +104,15 @@ class Replay:
         return any(each.speaking and each.outbox.backlog > _WAIT_ABOVE_BYTES for each in self._sessions())
 
     def _send(self, start: int, end: int, now: float) -> None:
-        frames, streams = self._recording.frames, self._recording.streams
+        recording = self._recording
         for session in self._sessions():
             block: list[bytes] = []
             tallies: dict[str, Tally] = {}
-            for frame, stream in zip(frames[start:end], streams[start:end], strict=True):
-                if self._to_all or stream in session.subscriptions:
-                    block.append(text_frame(frame))
-                    tallies.setdefault(stream, Tally()).add(tally_of(frame))
+            for number in range(start, end):
+                stream = recording.streams[number]
+                if self._pace.to_all or stream in session.subscriptions:
+                    block.append(recording.frames[number])
+                    tallies.setdefault(stream, Tally()).add(recording.tallies[number])
             if block:
                 session.send_block(b"".join(block), tallies, now)
 

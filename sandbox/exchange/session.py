@@ -60,6 +60,7 @@ class Session:
         self._ends = now + limits.lifetime_s
         self._notice_due = self._ends - limits.shutdown_notice_s
         self._speaks_again: float | None = None
+        self._triggers: list[tuple[int, Callable[[], object]]] = []
         self._tampers: dict[str, Tamper] = {}
 
     @property
@@ -147,6 +148,20 @@ class Session:
         if self.outbox.frames and not self.outbox.flush(now):
             self.record.ended_by = "slow client"
             self.close(POLICY_VIOLATION, b"Slow client")
+
+    def when_sent(self, frames: int, act: Callable[[], object]) -> None:
+        """Act once as many more data frames were sent, at the end of that tick."""
+        self._triggers.append((self.record.total().frames + frames, act))
+
+    def fire(self) -> None:
+        """Act on what `when_sent` waits for."""
+        if not self._triggers:
+            return
+        sent = self.record.total().frames
+        reached = [act for frames, act in self._triggers if sent >= frames]
+        self._triggers = [trigger for trigger in self._triggers if sent < trigger[0]]
+        for act in reached:
+            act()
 
     def send_data(self, block: bytes, stream: str, tally: Tally, now: float) -> bool:
         """Write data frames outside the tick; False when the connection is not there for it."""
