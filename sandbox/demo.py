@@ -1,0 +1,232 @@
+"""`make demo` and `make run`: everything on this machine, in one terminal, ended by Ctrl+C.
+
+The demo starts the embedded broker, the simulated exchange (`--live`: the live one takes its place), the topics,
+the service as `python main.py`, and `consumer_example.py` as the view of what arrives in Kafka. Ctrl+C or SIGTERM
+ends them in the direction of flow and says what was delivered. Children have sessions of their own, so that
+Ctrl+C reaches only this program. Exit code: the service's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12, imported on 3.11
+    from kafka.admin import KafkaAdminClient
+
+from config.settings import KafkaConfig, SettingsError, load_settings
+from sandbox.brokers import BrokerError, EmbeddedBroker, free_port
+from src import topics
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "data" / "demo"
+KEPT_MINUTES = 5
+"""The embedded broker holds all records in memory and writes them to one file, so it keeps few."""
+_START_SECONDS = 20.0
+_STOP_SECONDS = 40.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class DemoError(Exception):
+    """Something did not start; the message says what and where its log is."""
+
+
+class Part:
+    """One program of the demo, as a child process."""
+
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict[str, str], output: IO[bytes] | None
+    ) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=output or subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def first_line(self) -> dict[str, Any]:
+        """Return the JSON line that it prints when it is ready."""
+        line = self.process.stdout.readline() if self.process.stdout else b""
+        if not line:
+            raise DemoError(f"{self.name} did not start")
+        parsed: dict[str, Any] = json.loads(line)
+        return parsed
+
+    def stop(self) -> int:
+        """Ask it to end and wait; return its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            if self.process.stdout:
+                self.process.stdout.close()
+
+
+def main() -> int:
+    """Read the arguments, run the demo, return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--live", action="store_true", help="read the live exchange instead of the simulated one")
+    parser.add_argument("--rate", type=float, default=200, help="messages a second of the simulated exchange")
+    parser.add_argument("--seconds", type=float, help="end after so long")
+    arguments = parser.parse_args()
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        with ExitStack() as stack:
+            return _demo(stack, arguments.rate, arguments.seconds, live=arguments.live)
+    except (DemoError, BrokerError, SettingsError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 0  # before anything ran
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(stack: ExitStack, rate: float, seconds: float | None, *, live: bool) -> int:
+    settings = load_settings().kafka
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    _say("starting the embedded broker")
+    broker = stack.enter_context(EmbeddedBroker(FOLDER / f"broker-{os.getpid()}"))
+    stack.callback(shutil.rmtree, broker.folder, ignore_errors=True)
+    environment = {
+        "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
+        "MONITORING_PORT": str(free_port()),
+    }
+    _create_topics(settings.model_copy(update={"bootstrap_servers": (broker.bootstrap_servers,)}))
+    exchange = None if live else _start_exchange(stack, rate, environment)
+    service = _start_service(stack, environment)
+    _say(f"broker    {broker.bootstrap_servers} (keeps the last {KEPT_MINUTES} minutes)")
+    _say(f"exchange  {environment.get('BINANCE_WS_BASE_URL', 'live')}")
+    _say(f"service   log in {FOLDER / 'service.log'}, metrics on {_monitoring(environment)}/metrics")
+    _say(f"          live: .venv/bin/python monitoring.py --url {_monitoring(environment)} in another terminal")
+    _say("what arrives in Kafka follows; Ctrl+C ends all of it\n")
+    view = Part("the consumer", ["consumer_example.py", "--from-beginning"], environment, sys.stdout.buffer)
+    stack.callback(view.stop)
+    _watch([service, view], seconds)
+    return _end(service, view, exchange)
+
+
+def _create_topics(config: KafkaConfig) -> None:
+    retention = {"retention.ms": str(KEPT_MINUTES * 60_000)}
+    wanted = [replace(topic, configs={**topic.configs, **retention}) for topic in topics.wanted_topics(config)]
+    admin = KafkaAdminClient(**config.client_options())
+    try:
+        topics.create_topics(admin, wanted)
+    finally:
+        admin.close()
+
+
+def _start_exchange(stack: ExitStack, rate: float, environment: dict[str, str]) -> str:
+    """Start the simulated exchange, point the service at it, and return the address of its record."""
+    _say("starting the simulated exchange")
+    exchange = Part("the exchange", ["-m", "sandbox.exchange", "--port", "0", "--rate", str(rate)], {}, None)
+    stack.callback(exchange.stop)
+    started = exchange.first_line()
+    environment |= {"BINANCE_WS_BASE_URL": started["ws"], "BINANCE_REST_BASE_URL": started["rest"]}
+    return str(started["control"])
+
+
+def _start_service(stack: ExitStack, environment: dict[str, str]) -> Part:
+    _say("starting the service")
+    log = stack.enter_context((FOLDER / "service.log").open("wb"))
+    service = Part("the service", ["main.py"], environment, log)
+    stack.callback(service.stop)
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(f"{_monitoring(environment)}/health"):
+        if service.process.poll() is not None or time.monotonic() > deadline:
+            raise DemoError(f"the service did not start; see {log.name}")
+        time.sleep(0.1)
+    return service
+
+
+def _watch(parts: list[Part], seconds: float | None) -> None:
+    """Wait for Ctrl+C, the end of a part, or the end of the time."""
+    deadline = time.monotonic() + seconds if seconds else float("inf")
+    try:
+        while all(part.process.poll() is None for part in parts) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        pass
+    for number in _STOP_SIGNALS:  # the rest must run to its end
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end(service: Part, view: Part, exchange: str | None) -> int:
+    exit_code = service.stop()
+    time.sleep(1.0)  # the view reads what came last
+    view.stop()
+    metrics = _final_metrics()
+    sent = _sent(exchange) if exchange else None
+    _say("")
+    if sent is not None:
+        _say(f"the exchange sent           {sent:>9} events")
+    for name, meaning in _SUMMARY.items():
+        _say(f"the service {meaning:16}{metrics.get(name, 0):>9}")
+    verdict = "see its log" if exit_code else "everything delivered"
+    _say(f"the service's exit code     {exit_code:>9}  ({verdict})")
+    return exit_code
+
+
+_SUMMARY = {
+    "messages_received": "received",
+    "kafka_produced": "delivered",
+    "messages_skipped": "skipped",
+    "messages_dropped": "dropped",
+    "kafka_failed": "failed",
+}
+
+
+def _final_metrics() -> dict[str, Any]:
+    lines = [
+        json.loads(line) for line in (FOLDER / "service.log").read_text().splitlines() if line.startswith("{")
+    ]
+    return next((line for line in reversed(lines) if line.get("final")), {})
+
+
+def _sent(exchange: str) -> int:
+    with urllib.request.urlopen(f"{exchange}/control/sent", timeout=5) as answer:  # noqa: S310 - our own exchange
+        return int(json.load(answer)["total"]["events"])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1):  # noqa: S310 - our own service
+            return True
+    except OSError:
+        return False
+
+
+def _monitoring(environment: dict[str, str]) -> str:
+    return f"http://127.0.0.1:{environment['MONITORING_PORT']}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
