@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 PREFIX = "binance_ingestion_"
 METHODS = ("GET", "HEAD")
-AT_ONCE = 64
+AT_ONCE = 256
 REQUEST_SECONDS = 5.0
 LINE_BYTES = 8 * 1024
 HEAD_BYTES = 16 * 1024
 _STOP_SECONDS = 1.0
-_BACKLOG = 256  # a burst of clients must not wait for a repeated SYN, a second later
+_BACKLOG = 128  # accepted at once; well below AT_ONCE, or a burst would close what came with it, unanswered
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])\r?\n")
 
 
@@ -51,7 +51,7 @@ class View(NamedTuple):
 class Endpoints:
     """Serves GET and HEAD on a thread of its own.
 
-    At most 64 connections are open; the next one closes the oldest. A connection has 5 s for each request
+    At most 256 connections are open; the next one closes the oldest. A connection has 5 s for each request
     and its answer, however slowly it sends or reads, and then is closed.
     """
 
