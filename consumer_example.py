@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 _POLL_MS = 200
 _BATCH = 500
-_COMMIT_MS = 4_000
-_CLOSE_MS = 2_000
+_ANSWER_MS = 3_000
+_CLOSE_MS = 1_000
 _NEW_TOPICS_SEEN_AFTER_MS = 5_000
 _PLAIN_WIDTH = 120
 _BUSIEST = 15
@@ -430,11 +430,11 @@ class Reader:
             self._announce()
 
     def commit(self) -> None:
-        """Commit what was shown; raises `NotCommittedError` when the broker does not take it within 4 s."""
+        """Commit what was shown; raises `NotCommittedError` when the broker does not take it within 3 s."""
         if not self.statistics.records:
             return
         try:
-            self.consumer.commit(timeout_ms=_COMMIT_MS)
+            self.consumer.commit(timeout_ms=_ANSWER_MS)
         except KafkaError as error:
             raise NotCommittedError(f"what was shown last is not committed: {_one_line(error)}") from error
 
@@ -457,7 +457,7 @@ class Reader:
         assigned = self.consumer.assignment()
         if assigned and not self._announced:
             for part in assigned:
-                self.consumer.position(part)  # from here on nothing new is missed
+                self.consumer.position(part, timeout_ms=_ANSWER_MS)  # from here on nothing new is missed
             self._announced = True
             self.screen.remark(
                 f"reading {len(assigned)} partitions of {', '.join(sorted({p.topic for p in assigned}))}"

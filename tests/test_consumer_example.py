@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import KafkaProducer
 
-from consumer_example import Event, Ids, Latencies, Statistics, decode, describe, line_of, readable_ms
+from consumer_example import Event, Ids, Latencies, Statistics, decode, describe, line_of, main, readable_ms
 from sandbox.brokers import free_port
 from tests.broker_fixtures import Topics, create_topics, fresh_topics
 
@@ -226,7 +226,9 @@ def test_a_wrong_configuration_is_one_line_a_fault() -> None:
 
 @pytest.mark.parametrize("wrong", ["--max-messages=0", "--seconds=inf", "--symbols=,", "--topics="])
 def test_a_wrong_command_line_is_refused(wrong: str) -> None:
-    assert run(Topics("raw", "trades", "depth", "127.0.0.1:1"), wrong)[0] == 2
+    with pytest.raises(SystemExit) as ended:
+        main([wrong])
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize(
