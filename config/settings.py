@@ -11,11 +11,12 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from dotenv.parser import parse_stream
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from config import streams as names
@@ -24,8 +25,11 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], NoDecode]
 
+_ENCODING = "utf-8-sig"  # some editors start `.env` with a byte order mark, which would hide its first variable
+_SHOWN = 200  # characters of a wrong value
+
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-_ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
+_ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
 class SettingsError(Exception):
@@ -41,7 +45,7 @@ class _Section(BaseSettings):
         frozen=True,
         extra="ignore",
         env_ignore_empty=True,
-        env_file_encoding="utf-8",
+        env_file_encoding=_ENCODING,
         str_strip_whitespace=True,
         hide_input_in_errors=True,
     )
@@ -57,16 +61,19 @@ def _listed(value: object) -> object:
     """Split `A,B` or the JSON list `["A","B"]`; blanks fall away, order stays, repeats are dropped."""
     if not isinstance(value, str):
         return value
-    parts = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("a list of names, comma-separated or JSON")
+    try:
+        parts = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+    except (ValueError, RecursionError):
+        parts = [None]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError('must be names separated by commas, or a JSON list of them such as ["A","B"]')
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-def _raise_first(faults: list[str | None]) -> None:
+def _refuse(faults: list[str | None], allowed: str) -> None:
     found = [fault for fault in faults if fault]
     if found:
-        raise ValueError("; ".join(found))
+        raise ValueError(f"{'; '.join(found)}; allowed: {allowed}")
 
 
 class BinanceConfig(_Section):
@@ -86,31 +93,31 @@ class BinanceConfig(_Section):
     @field_validator("symbols")
     @classmethod
     def _check_symbols(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
-        _raise_first([names.fault_in_symbol(symbol) for symbol in symbols])
+        _refuse([names.fault_in_symbol(symbol) for symbol in symbols], names.ALLOWED_SYMBOLS)
         if not symbols:
-            raise ValueError("at least one symbol")
+            raise ValueError(f"must name at least one symbol: {names.ALLOWED_SYMBOLS}")
         return tuple(dict.fromkeys(symbol.upper() for symbol in symbols))
 
     @field_validator("stream_types")
     @classmethod
     def _check_stream_types(cls, stream_types: tuple[str, ...]) -> tuple[str, ...]:
-        _raise_first([names.fault_in_stream_type(stream_type) for stream_type in stream_types])
+        _refuse([names.fault_in_stream_type(stream_type) for stream_type in stream_types], names.ALLOWED_TYPES)
         if not stream_types:
-            raise ValueError("at least one stream type")
+            raise ValueError(f"must name at least one stream type: {names.ALLOWED_TYPES}")
         return stream_types
 
     @field_validator("streams")
     @classmethod
     def _check_streams(cls, streams: tuple[str, ...]) -> tuple[str, ...]:
-        _raise_first([names.fault_in_stream(stream) for stream in streams])
+        _refuse([names.fault_in_stream(stream) for stream in streams], names.ALLOWED_STREAMS)
         return streams
 
     @field_validator("ws_base_url")
     @classmethod
     def _check_ws_base_url(cls, url: str) -> str:
         parts = _checked_url(url, ("ws", "wss"))
-        if parts.path.rstrip("/") not in ("", "/ws", "/stream") or parts.query:
-            raise ValueError("a base URL that ends in /ws, /stream or the host, without streams or a query")
+        if parts.path.rstrip("/") not in ("", "/ws", "/stream"):
+            raise ValueError("must end in /ws, in /stream or after the host; streams go into BINANCE_STREAMS")
         return url
 
     @field_validator("rest_base_url")
@@ -131,16 +138,30 @@ class BinanceConfig(_Section):
         return f"{parts.scheme}://{parts.netloc}/stream"
 
 
+def _is_endpoint(server: str) -> bool:
+    found = _ENDPOINT.fullmatch(server)
+    return found is not None and 0 < int(found[1]) <= 65_535  # noqa: PLR2004 - the highest port
+
+
 def _checked_url(url: str, schemes: tuple[str, ...]) -> Any:  # noqa: ANN401 - SplitResult, see urlsplit
     allowed = " or ".join(f"{scheme}://host[:port]" for scheme in schemes)
     try:
         parts = urlsplit(url)
         usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        usable = usable and not (parts.query or parts.fragment or "@" in parts.netloc)
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"a URL {allowed}")
+        raise ValueError(f"must be a URL like {allowed}, without user, query or fragment")
     return parts
+
+
+def _needed() -> Any:  # noqa: ANN401 - like pydantic's Field
+    """Return a default of None that is checked too: what is set elsewhere may ask for a value."""
+    return Field(default=None, validate_default=True)
+
+
+_MECHANISMS = "PLAIN, GSSAPI, SCRAM-SHA-256, SCRAM-SHA-512"
 
 
 class KafkaConfig(_Section):
@@ -163,9 +184,9 @@ class KafkaConfig(_Section):
     max_in_flight: Annotated[int, Field(gt=0, le=5)] = 5
     acks: Literal["all", "1", "0"] = "all"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "GSSAPI", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_plain_username: str | None = None
-    sasl_plain_password: SecretStr | None = None
+    sasl_mechanism: Literal["PLAIN", "GSSAPI", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = _needed()
+    sasl_plain_username: str | None = _needed()
+    sasl_plain_password: SecretStr | None = _needed()
     sasl_kerberos_service_name: str | None = None
     sasl_kerberos_domain_name: str | None = None
     ssl_check_hostname: bool = True
@@ -181,16 +202,16 @@ class KafkaConfig(_Section):
     @field_validator("bootstrap_servers")
     @classmethod
     def _check_bootstrap_servers(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [server for server in servers if not _ENDPOINT.fullmatch(server)]
+        wrong = [server for server in servers if not _is_endpoint(server)]
         if wrong or not servers:
-            raise ValueError(f"host:port, one or several comma-separated; not {', '.join(wrong) or 'empty'}")
+            raise ValueError(f"must be host:port, one or several separated by commas; not {wrong or 'empty'}")
         return servers
 
     @field_validator("topic_raw_events", "topic_trades", "topic_depth")
     @classmethod
     def _check_topic(cls, topic: str) -> str:
         if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
-            raise ValueError("a topic name: 1 to 249 of the characters a-z A-Z 0-9 . _ -")
+            raise ValueError("must be 1 to 249 of the characters a-z A-Z 0-9 . _ -")
         return topic
 
     @field_validator("compression", mode="before")
@@ -208,24 +229,33 @@ class KafkaConfig(_Section):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("sasl_plain_password", "ssl_password", mode="before")
+    @classmethod
+    def _keep_blanks(cls, value: object) -> object:
+        return SecretStr(value) if isinstance(value, str) else value
+
     @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
     @classmethod
     def _check_file(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError("the path of a file that exists and can be read")
+        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+            raise ValueError("must be the path of a file that exists and can be read")
         return path
 
-    @model_validator(mode="after")
-    def _check_sasl(self) -> Self:
-        if self.security_protocol.startswith("SASL_"):
-            if self.sasl_mechanism is None:
-                raise ValueError("KAFKA_SASL_MECHANISM: must be set when KAFKA_SECURITY_PROTOCOL is SASL_*")
-            if self.sasl_mechanism != "GSSAPI" and not (self.sasl_plain_username and self.sasl_plain_password):
-                raise ValueError(
-                    "KAFKA_SASL_PLAIN_USERNAME, KAFKA_SASL_PLAIN_PASSWORD: "
-                    f"must both be set for KAFKA_SASL_MECHANISM {self.sasl_mechanism}"
-                )
-        return self
+    @field_validator("sasl_mechanism")
+    @classmethod
+    def _check_sasl_mechanism(cls, mechanism: str | None, info: ValidationInfo) -> str | None:
+        protocol = info.data.get("security_protocol", "")
+        if mechanism is None and protocol.startswith("SASL_"):
+            raise ValueError(f"must be one of {_MECHANISMS} when KAFKA_SECURITY_PROTOCOL is {protocol}")
+        return mechanism
+
+    @field_validator("sasl_plain_username", "sasl_plain_password")
+    @classmethod
+    def _check_credentials(cls, given: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
+        mechanism, protocol = info.data.get("sasl_mechanism"), info.data.get("security_protocol", "")
+        if not given and mechanism not in (None, "GSSAPI") and protocol.startswith("SASL_"):
+            raise ValueError(f"must be set when KAFKA_SASL_MECHANISM is {mechanism}")
+        return given
 
     def client_options(self) -> dict[str, Any]:
         """Return the connection arguments that every kafka-python client takes, secrets in the clear."""
@@ -332,13 +362,15 @@ def known_variables() -> dict[str, tuple[type[_Section], str]]:
 
 def load_settings(env_file: str | None = ".env") -> Settings:
     """Read and check all settings; raise `SettingsError` with every fault at once."""
+    _check_env_file(env_file)
+    given = _given(env_file)
     sections: dict[str, Any] = {}
     faults: list[str] = []
     for name, section in SECTIONS.items():
         try:
             sections[name] = section(_env_file=env_file)
         except ValidationError as error:
-            faults += _faults(section, error, _given(env_file))
+            faults += _faults(section, error, given)
     if faults:
         raise SettingsError(faults)
     return Settings.model_construct(**sections)
@@ -359,21 +391,56 @@ def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     return {name: near[0] if near else None for name, near in nearest.items()}
 
 
+def _check_env_file(env_file: str | None) -> None:
+    """Refuse what python-dotenv would read past with a warning, or raise for."""
+    if not env_file or not Path(env_file).is_file():
+        return
+    try:
+        with Path(env_file).open(encoding=_ENCODING) as lines:
+            wrong = [binding.original.line for binding in parse_stream(lines) if binding.error]
+    except (OSError, UnicodeError) as error:
+        raise SettingsError([f"{env_file}: must be a text file in UTF-8 that can be read: {error}"]) from None
+    if wrong:
+        raise SettingsError([f"{env_file} line {line}: must be NAME=value or a # comment" for line in wrong])
+
+
 def _given(env_file: str | None) -> dict[str, str]:
-    from_file = dotenv_values(env_file) if env_file and Path(env_file).is_file() else {}
-    given = {name.upper(): value or "" for name, value in from_file.items()}
+    """Return what is set, by upper-case name; an empty value counts as not set."""
+    from_file = dotenv_values(env_file, encoding=_ENCODING) if env_file and Path(env_file).is_file() else {}
+    given = {name.upper(): value for name, value in from_file.items() if value}
     return given | {name.upper(): value for name, value in os.environ.items() if value}
 
 
 def _faults(section: type[_Section], error: ValidationError, given: dict[str, str]) -> list[str]:
     faults = []
     for details in error.errors(include_url=False, include_context=False):
-        message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        if not details["loc"]:
-            faults.append(message)
-            continue
         field = str(details["loc"][0])
         variable = (section.prefix + field).upper()
-        value = "***" if "password" in field else repr(given.get(variable, ""))
-        faults.append(f"{variable}={value}: {message[:1].lower()}{message[1:]}")
+        value = "***" if "password" in field else _shown(given.get(variable, ""))
+        faults.append(f"{variable}={value}: {_allowed(section, field, details['msg'])}")
     return faults
+
+
+def _shown(value: str) -> str:
+    """Quote a wrong value in one line, without the password of a URL."""
+    value = re.sub(r"//[^/]*@", "//***@", value)
+    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+
+
+def _allowed(section: type[_Section], field: str, message: str) -> str:
+    """Say in words of our own what a number or a flag may be; for the rest the message says it."""
+    declared = section.model_fields[field]
+    if declared.annotation is bool:
+        return "must be true or false"
+    if declared.annotation not in (int, float):
+        message = message.removeprefix("Value error, ").replace("String should have", "must have")
+        return message.replace("Input should be", "must be")
+    words = {"gt": "greater than", "ge": "at least", "le": "at most"}
+    bounds = [
+        f"{word} {getattr(limit, name)}"
+        for limit in declared.metadata
+        for name, word in words.items()
+        if getattr(limit, name, None) is not None
+    ]
+    kind = "a whole number" if declared.annotation is int else "a number"
+    return f"must be {kind} {' and '.join(bounds)}"

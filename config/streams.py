@@ -22,18 +22,26 @@ STREAM_TYPES = (
 """What may follow `<symbol>@`."""
 MARKET_STREAMS = ("!miniTicker@arr", "!ticker_1h@arr", "!ticker_4h@arr", "!ticker_1d@arr")
 """Streams of all symbols at once; each frame is a JSON array."""
+ALLOWED_TYPES = (
+    "aggTrade, trade, blockTrade, ticker, ticker_<1h|4h|1d>, miniTicker, bookTicker, avgPrice, referencePrice, "
+    f"depth[5|10|20][@100ms], kline_<{'|'.join(KLINE_INTERVALS)}>[@+08:00]"
+)
+ALLOWED_STREAMS = f"{', '.join(MARKET_STREAMS)}, <symbol in lower case>@<type> with a type of {ALLOWED_TYPES}"
+ALLOWED_SYMBOLS = "letters and digits, such as BTCUSDT"
+
 _RETIRED = {"!ticker@arr": "2026-03-26", "!bookTicker": "2022-12-07"}
 _KNOWN_TYPES = frozenset(STREAM_TYPES)
-_SYMBOL = re.compile(r"[\w.\-]{1,50}")  # \w: symbols may be non-ASCII since 2025-12
+# Letters of any script since 2025-12. The exchange's own pattern has "-", "_" and "." too, but none of its
+# spot symbols does, and BTC-USDT or BTC_USDT, as other exchanges write it, would stay silent.
+_SYMBOL = re.compile(r"[^\W_]{1,50}")
 
 
 def fault_in_symbol(symbol: str) -> str | None:
     """Say what is wrong with a trading pair such as `BTCUSDT`, in any case; None when nothing is."""
     if _SYMBOL.fullmatch(symbol):
         return None
-    bare = re.sub(r"[^\w.\-]", "", symbol)
-    hint = f"; did you mean {bare.upper()}?" if bare else ""
-    return f"{symbol!r} is not a symbol: letters and digits only{hint}"
+    bare = re.sub(r"[\W_]", "", symbol)
+    return f"{symbol!r} is not a symbol" + (f", did you mean {bare!r}?" if _SYMBOL.fullmatch(bare) else "")
 
 
 def fault_in_stream_type(stream_type: str) -> str | None:
@@ -48,13 +56,13 @@ def fault_in_stream(stream: str) -> str | None:
     if stream in MARKET_STREAMS:
         return None
     if stream in _RETIRED:
-        return f"{stream!r} was retired by the exchange on {_RETIRED[stream]}; known: {', '.join(MARKET_STREAMS)}"
+        return f"{stream!r} was retired by the exchange on {_RETIRED[stream]}"
     symbol, at, stream_type = stream.partition("@")
     if stream.startswith("!") or not at:
         return f"{stream!r} is not a stream name{_suggestion(stream, MARKET_STREAMS)}"
     fault = fault_in_symbol(symbol) or fault_in_stream_type(stream_type)
     if fault is None and symbol != symbol.lower():
-        return f"{stream!r} would stay silent: the symbol is lower case there, {symbol.lower()}@{stream_type}"
+        return f"{stream!r} would stay silent, did you mean {symbol.lower() + at + stream_type!r}?"
     return fault
 
 
@@ -65,7 +73,6 @@ def stream_symbol(stream: str) -> str | None:
 
 
 def _suggestion(wrong: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return "; known: aggTrade, trade, depth[5|10|20][@100ms], kline_<interval>, bookTicker, ticker, miniTicker, …"
+    by_lower = {name.lower(): name for name in reversed(known)}  # of names that differ by case the first is kept
+    near = difflib.get_close_matches(wrong.lower(), by_lower, n=1, cutoff=0.5)
+    return f", did you mean {by_lower[near[0]]!r}?" if near else ""
