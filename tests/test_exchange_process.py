@@ -16,7 +16,7 @@ import pytest
 from sandbox.exchange import Exchange, Mix, Settings, SettingsError
 from sandbox.exchange.__main__ import main
 from sandbox.exchange.counter import CountingClient
-from tests.exchange_fixtures import REPOSITORY
+from tests.exchange_fixtures import REPOSITORY, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +139,17 @@ def test_a_port_that_is_taken_is_an_error_in_process_too(exchange_factory: Calla
     other = Exchange(Settings(port=port))
     with pytest.raises(OSError, match="address already in use"):
         other.start()
+
+
+def test_an_exchange_that_failed_says_so(exchange_factory: Callable[..., Exchange]) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    exchange = exchange_factory()
+    exchange._loop.call_soon_threadsafe(lambda: exchange.core.spawn(fail()))
+    eventually(lambda: exchange.core.failure)
+    with pytest.raises(RuntimeError, match="the exchange has failed"):
+        exchange.connections()
 
 
 def test_settings_refuse_what_cannot_be() -> None:

@@ -127,6 +127,13 @@ def test_no_connection_holds_more_streams_than_allowed(
     assert len(client.ask("LIST_SUBSCRIPTIONS")["result"]) == 1024
 
 
+def test_a_url_with_too_many_streams_ends_the_connection(
+    exchange: Exchange, connect: Callable[[str], Client]
+) -> None:
+    client = connect(exchange.ws_url + "".join(f"/s{number}@trade" for number in range(1025)))
+    assert client.close_code() == (1008, "Too many subscriptions")
+
+
 def test_a_long_subscribe_frame_is_not_answered_and_does_not_subscribe(client: Client) -> None:
     def request(length: int) -> str:
         bare = json.dumps({"method": "SUBSCRIBE", "params": ["btcusdt@trade", ""], "id": 9})

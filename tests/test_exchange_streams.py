@@ -237,6 +237,22 @@ def test_a_kline_closes_once_and_goes_on_with_the_next_trade_id(
         assert (later["k"]["o"], later["k"]["c"]) == (inside[0]["p"], inside[-1]["p"])
 
 
+def test_klines_come_in_every_interval_with_and_without_offset(
+    exchange_factory: Callable[..., Exchange], connect: Callable[[str], Client]
+) -> None:
+    exchange = exchange_factory(rate=100.0, symbols=("BTCUSDT",), start_ms=1_723_161_255_800)
+    client = connect(exchange.stream_url)
+    wanted = {f"btcusdt@kline_{each}{offset}": each for each in INTERVAL_MS for offset in ("", "@+08:00")}
+    client.subscribe(*wanted)
+    seen: dict[str, Any] = {}
+    while seen.keys() != wanted.keys():
+        message = client.message()
+        seen[message["stream"]] = message["data"]["k"]
+    assert {stream: bar["i"] for stream, bar in seen.items()} == wanted
+    assert seen["btcusdt@kline_1d"]["t"] != seen["btcusdt@kline_1d@+08:00"]["t"]
+    assert all(bar["t"] <= seen["btcusdt@kline_1s"]["T"] <= bar["T"] for bar in seen.values())
+
+
 def test_an_interval_without_trades_is_still_pushed(
     exchange_factory: Callable[..., Exchange], connect: Callable[[str], Client]
 ) -> None:

@@ -68,9 +68,12 @@ async def _serve(settings: Settings, replay: dict[str, Any]) -> int:
     }
     sys.stdout.write(json.dumps(started) + "\n")
     sys.stdout.flush()
-    await stopped.wait()
+    waits = [asyncio.ensure_future(event.wait()) for event in (stopped, core.failed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
     await core.stop()
-    return 0
+    return 1 if core.failure is not None else 0
 
 
 def _settings(chosen: argparse.Namespace) -> Settings:
@@ -98,7 +101,7 @@ def _settings(chosen: argparse.Namespace) -> Settings:
         control_port=chosen.control_port,
         seed=chosen.seed,
         rate=chosen.rate,
-        mix=Mix.parse(chosen.mix) if chosen.mix else Mix(),
+        mix=Mix.parse(chosen.mix),
         depth_levels=chosen.depth_levels,
         symbols=symbol_names(chosen.symbols),
         status=chosen.status,
@@ -127,9 +130,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_market(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    mix = ",".join(f"{kind}={share:g}" for kind, share in vars(_DEFAULTS.mix).items())
     add("--seed", type=int, default=_DEFAULTS.seed, help="same seed, same market")
     add("--rate", type=float, default=100.0, help="messages a second; 0: only what is commanded")
-    add("--mix", default="", metavar="KIND=SHARE,…", help="of trade, aggTrade, depth, bookTicker")
+    add("--mix", default=mix, metavar="KIND=SHARE,…", help="kinds not named get no share")
     add("--depth-levels", type=int, default=_DEFAULTS.depth_levels, help="changes for each depth message")
     add("--symbols", default=",".join(_DEFAULTS.symbols), help="names, or how many")
     add("--status", default=_DEFAULTS.status, help="what exchangeInfo says of the symbols")

@@ -140,7 +140,7 @@ class Control(Faults):
     def rate(self, rate: float, mix: str | None = None) -> Answer:
         """Trade at another rate, and with another mix where one is given."""
         try:
-            self._core.market.plan(rate, Mix.parse(mix) if mix else self._core.settings.mix)
+            self._core.market.plan(rate, Mix.parse(mix) if mix else self._core.market.mix)
         except SettingsError as error:
             raise ControlError(str(error)) from None
         return {"rate": rate, "mix": mix}

@@ -60,6 +60,8 @@ class Core:
         self.port = settings.port
         self.control_port = settings.control_port
         self.on_subscribed: list[Callable[[], object]] = []
+        self.failure: BaseException | None = None
+        self.failed = asyncio.Event()
         self._runners: list[web.AppRunner] = []
         self._door: web.TCPSite | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,8 +120,10 @@ class Core:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logging.getLogger(__name__).error("exchange_task_failed", exc_info=task.exception())
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            logging.getLogger(__name__).error("exchange_task_failed", exc_info=failure)
+            self.failure = failure
+            self.failed.set()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         answered = await self.arrivals.answer(request)

@@ -194,6 +194,8 @@ class Exchange:
         return self.command("sent", connection, **more)
 
     async def _call(self, name: str, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        if self._core.failure is not None:
+            raise RuntimeError("the exchange has failed") from self._core.failure
         answer = getattr(self._control, name)(*arguments, **named)
         return await answer if inspect.isawaitable(answer) else answer
 

@@ -57,7 +57,7 @@ class Market:
 
     def plan(self, rate: float, mix: Mix) -> None:
         """Trade at `rate` messages a second from the next tick on, shared out by `mix`."""
-        self.rate = rate
+        self.rate, self.mix = rate, mix
         total = mix.trade + mix.aggTrade + mix.depth + mix.bookTicker
         self._depth_share = mix.depth / total
         self._depth_rate = rate * self._depth_share

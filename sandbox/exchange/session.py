@@ -134,7 +134,7 @@ class Session:
         if kind is WSMsgType.CLOSE:
             self._answer_close(content)
             return
-        if self.state in {"closing", "closed"} or self._too_many(now):
+        if self.state in {"closing", "closed", "half_open"} or self._too_many(now):
             return
         if kind is WSMsgType.PING:
             self._write_control(frame(bytes(content), PONG), now)
