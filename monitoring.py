@@ -38,7 +38,7 @@ _MOST_BYTES = 1_000_000
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _WIDE = 100
 _TALL_ENOUGH = 23
-_JUDGED_FROM = 8  # readings; fewer show no trend
+_RECENT, _BEFORE = 5, 25  # readings that a trend compares
 _NOISE = 100  # events: a buffer that fills and empties by the batch is no trend
 _RATES = {"received": "messages_received", "produced": "kafka_produced", "bytes": "bytes_sent"}
 _LEVELS = {"buffered": "messages_buffered", "in flight": "messages_in_flight"}
@@ -124,11 +124,10 @@ class History:
         return [sum(values) / len(values) if values else None for values in found]
 
     def trend(self, name: str) -> str:
-        """Compare the last quarter of the readings with those before it."""
-        values = [sample.value for sample in self._samples[name]]
-        recent = values[-max(1, len(values) // 4) :]
-        earlier = values[: -len(recent)]
-        if len(values) < _JUDGED_FROM:
+        """Compare the last readings with those before them: up, down, flat, or nothing with too few."""
+        values = [sample.value for sample in self._samples[name]][-_BEFORE - _RECENT :]
+        recent, earlier = values[-_RECENT:], values[:-_RECENT]
+        if not earlier:
             return ""
         now, then = sum(recent) / len(recent), sum(earlier) / len(earlier)
         margin = 0.2 * then + _NOISE

@@ -37,7 +37,7 @@ ESCAPE = "\x1b"
 PATIENCE_S = 15.0
 
 
-def reading(received: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of /status
+def reading(received: int = 0, **more: Any) -> dict[str, Any]:
     """Make a `/status` in balance: all that was received is produced unless said otherwise."""
     status = Telemetry().snapshot() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
     status |= {"ready": True, "unready_reasons": [], "connected": True}
@@ -126,9 +126,10 @@ def test_readings_older_than_the_window_are_forgotten() -> None:
         ([50, 90, 10, 0] * 5, "flat"),
         (range(0, 20_000, 500), "up"),
         (range(20_000, 0, -500), "down"),
+        ([*range(0, 20_000, 500), *[0] * 5], "down"),
     ],
 )
-def test_the_trend_of_the_buffer_is_judged_by_the_last_quarter(levels: list[int], trend: str) -> None:
+def test_the_trend_of_the_buffer_is_judged_by_its_last_readings(levels: list[int], trend: str) -> None:
     history = history_of(*(reading(messages_buffered=level) for level in levels))
     assert history.trend("buffered") == trend
 
@@ -315,7 +316,7 @@ def test_what_answers_but_is_not_the_service_is_unreachable(answer: bytes | None
 
 
 @contextmanager
-def command(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:  # noqa: ANN401
+def command(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run `monitoring.py`; whatever it is doing afterwards, it is ended."""
     with subprocess.Popen(
         [sys.executable, "-W", "error", "monitoring.py", *arguments], cwd=REPOSITORY, text=True, **options
