@@ -4,7 +4,7 @@
 a partition's lock is taken once a chunk, records are encoded straight into the newest open batch, and each
 batch has one callback: 2 us a record. Batching, compression, idempotence, retries and requests stay the
 library's. `can_append_batches` tells whether the insides still look as expected (kafka-python 3.0.12);
-when not, `PublicAppender` does the same through `send`. `mend` takes two traps out of the idempotent producer.
+when not, `PublicAppender` does the same through `send`. `mend` takes three traps out of the idempotent one.
 
 Record layout: Kafka protocol, message format v2 (KIP-98).
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from kafka import errors
 from kafka.producer.producer_batch import ProducerBatch
-from kafka.producer.transaction_manager import TransactionManager, TransactionState
+from kafka.producer.transaction_manager import InitProducerIdHandler, TransactionManager, TransactionState
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from src.worker import Worker
@@ -99,13 +99,13 @@ def fatal_error(producer: KafkaProducer) -> BaseException | None:
 
 
 def mend(producer: KafkaProducer) -> None:
-    """Let an idempotent producer outlive a refused batch and a delivery timeout (see `_Sequences`)."""
+    """Let an idempotent producer outlive a refused batch, a delivery timeout and a slow broker."""
     if type(producer._transaction_manager) is TransactionManager:
         producer._transaction_manager.__class__ = _Sequences
 
 
 class _Sequences(TransactionManager):  # type: ignore[misc]  # no types
-    """The state of an idempotent producer, without two traps of kafka-python 3.0.12."""
+    """The state of an idempotent producer, without three traps of kafka-python 3.0.12."""
 
     def classify_batch_error(self, error: Any, batch: ProducerBatch, log_start_offset: int = -1) -> Any:  # noqa: ANN401
         """Tell what a failed batch means; the library ends the whole producer over one record too large."""
@@ -126,6 +126,20 @@ class _Sequences(TransactionManager):  # type: ignore[misc]  # no types
             super().reset_producer_id()
             if self._current_state == TransactionState.READY:  # type: ignore[has-type]  # no types
                 self._current_state = TransactionState.UNINITIALIZED
+
+    def _enqueue_request(self, handler: Any) -> None:  # noqa: ANN401
+        if type(handler) is InitProducerIdHandler:
+            handler.__class__ = _PatientInit
+        super()._enqueue_request(handler)
+
+
+class _PatientInit(InitProducerIdHandler):  # type: ignore[misc]  # no types
+    """Asks for a producer id until a broker answers; the library ends the producer when one is too slow."""
+
+    def on_complete(self, correlation_id: int, answer: object) -> None:
+        if isinstance(answer, errors.RetriableError):
+            answer = errors.KafkaConnectionError(str(answer))  # the one error after which it is asked again
+        super().on_complete(correlation_id, answer)
 
 
 _REFUSALS = frozenset(
