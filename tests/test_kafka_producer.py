@@ -1,0 +1,672 @@
+"""The sink delivers in order, stays within its bounds, never waits, and accounts for every event."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections import defaultdict
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import kafka.producer.kafka
+import pytest
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.errors import ClusterAuthorizationFailedError
+from kafka.partitioner.default import murmur2
+from structlog.testing import capture_logs
+
+from config.settings import DeliveryConfig, KafkaConfig
+from src.deadline import Deadline
+from src.events import Decoded, Event, Route
+from src.kafka_batches import BatchAppender, PublicAppender
+from src.kafka_producer import KafkaSink, open_producer
+from src.telemetry import Telemetry
+from tests.broker_fixtures import Record, Topics, fresh_topics, read_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kafka import KafkaProducer
+
+    from sandbox.brokers import Broker
+    from src.worker import Worker
+
+    MakeRig = Callable[..., "Rig"]
+    Condition = Callable[[], bool]
+
+kafka_test = pytest.mark.kafka
+# kafka-python leaves the socket of a refused connection to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+ROOT = Path(__file__).parents[1]
+NOW = int(time.time() * 1000) - 3_600_000
+LIMIT = 30.0
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "ADAUSDT", "XRPUSDT", "比特币USDT")
+
+
+def wait_until(holds: Condition, timeout: float = LIMIT) -> None:
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.005)
+
+
+class Rig:
+    """A sink with its telemetry, fed as the pipeline feeds it."""
+
+    def __init__(
+        self, kafka: KafkaConfig, records: int = 200_000, size: int = 100_000_000, **hooks: Callable[..., object]
+    ) -> None:
+        self.telemetry = Telemetry()
+        self.ended: list[Worker] = []
+        delivery = DeliveryConfig(max_in_flight_records=records, max_in_flight_bytes=size)
+        self.sink = KafkaSink(kafka, delivery, self.telemetry, self.ended.append, **hooks)
+        self.admitted: list[Event] = []
+        self.slowest = 0.0
+
+    def start(self) -> None:
+        self.sink.start()
+        wait_until(lambda: self.sink.ready)
+
+    def send(self, events: list[Event]) -> list[Event]:
+        """Send as the pipeline does; return what was handed back, which is counted as dropped."""
+        self.telemetry.received(Decoded(events, [], [], []), NOW)
+        started = time.monotonic()
+        rest = self.sink.send(events)
+        self.slowest = max(self.slowest, time.monotonic() - started)
+        if rest:
+            self.telemetry.dropped(len(rest), "in_flight_limit")
+        self.admitted += events[: len(events) - len(rest)]
+        self.assert_all_accounted_for()
+        return rest
+
+    def count(self, name: str) -> int:
+        counted: int = self.telemetry.snapshot()[name]
+        return counted
+
+    def wait_for_delivery(self) -> None:
+        wait_until(lambda: not self.sink.in_flight.records)
+        wait_until(lambda: not self.count("messages_in_flight"))  # counted a moment after it is released
+
+    def close(self, seconds: float) -> float:
+        """Close the sink and return how long that took."""
+        started = time.monotonic()
+        self.sink.close(Deadline(seconds))
+        return time.monotonic() - started
+
+    def assert_all_accounted_for(self) -> None:
+        now = self.telemetry.snapshot()
+        parts = ("skipped", "buffered", "in_flight", "dropped")
+        known = sum(now[f"messages_{part}"] for part in parts) + now["kafka_produced"] + now["kafka_failed"]
+        assert now["messages_received"] == known
+
+    def assert_settled(self, produced: int, failed: int = 0) -> None:
+        self.assert_all_accounted_for()
+        now = self.telemetry.snapshot()
+        assert (now["kafka_produced"], now["kafka_failed"]) == (produced, failed)
+        assert (now["messages_in_flight"], now["messages_buffered"]) == (0, 0)
+        assert (self.sink.in_flight.records, self.sink.in_flight.bytes) == (0, 0)
+        assert [worker.failure for worker in self.ended if worker.failure] == []
+
+
+@pytest.fixture(autouse=True)
+def sockets_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Collect them here, where they are expected, and not during the next test."""
+    yield
+    caplog.get_records("call").clear()
+    gc.collect()
+
+
+@pytest.fixture
+def make_rig() -> Iterator[MakeRig]:
+    """Make rigs; each is closed afterwards, without patience."""
+    made: list[Rig] = []
+
+    def make(kafka: KafkaConfig, **more: object) -> Rig:
+        made.append(Rig(kafka, **more))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.close(1.0)
+        rig.assert_all_accounted_for()
+        assert not rig.count("messages_in_flight")
+
+
+def config(topics: Topics, **more: object) -> KafkaConfig:
+    return KafkaConfig(
+        bootstrap_servers=(topics.bootstrap_servers,),
+        topic_raw_events=topics.raw,
+        topic_trades=topics.trades,
+        topic_depth=topics.depth,
+        **more,
+    )
+
+
+class Feed:
+    """Makes events of all symbols and topics; the value of each is unlike any other."""
+
+    def __init__(self, topics: Topics, size: int = 200) -> None:
+        self._random = random.Random(7)
+        self._made = 0
+        self._size = size
+        self._routes = [
+            Route("trade", topic, symbol.encode(), b"", 0, b"") for topic in topics.names for symbol in SYMBOLS
+        ]
+
+    def events(self, count: int) -> list[Event]:
+        return [self._event() for _ in range(count)]
+
+    def _event(self) -> Event:
+        self._made += 1
+        value = b"%d " % self._made + b"." * self._random.randint(0, self._size)
+        return Event(self._random.choice(self._routes), value, NOW + self._random.randint(-1_000, 1_000))
+
+
+def by_topic_and_key(events: list[Event]) -> dict[tuple[str, bytes | None], list[tuple[bytes, int]]]:
+    streams = defaultdict(list)
+    for event in events:
+        streams[event.route.topic, event.route.key].append((event.value, event.timestamp_ms))
+    return streams
+
+
+def read_streams(records: list[Record]) -> dict[tuple[str, bytes | None], list[tuple[bytes, int]]]:
+    streams = defaultdict(list)
+    for one in records:
+        assert one.key is not None
+        assert one.value is not None
+        assert one.partition == (murmur2(one.key) & 0x7FFFFFFF) % 3
+        streams[one.topic, one.key].append((one.value, one.timestamp))
+    return streams
+
+
+def assert_exactly_delivered(topics: Topics, events: list[Event]) -> None:
+    """Each event once, in order per key, nothing else, and no hole in the offsets."""
+    records = read_all(topics.bootstrap_servers, *topics.names)
+    assert len(records) == len(events)
+    assert read_streams(records) == by_topic_and_key(events)
+    offsets = defaultdict(list)
+    for one in records:
+        offsets[one.topic, one.partition].append(one.offset)
+    assert all(found == list(range(len(found))) for found in offsets.values())
+
+
+def send_in_chunks(rig: Rig, feed: Feed, count: int, chunk: int = 200) -> None:
+    for _ in range(count // chunk):
+        rig.send(feed.events(chunk))
+
+
+# Delivery
+
+
+@kafka_test
+@pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
+def test_events_arrive_once_and_in_order(topics: Topics, make_rig: MakeRig, make_appender: type) -> None:
+    rig = make_rig(config(topics), make_appender=make_appender)
+    rig.start()
+    send_in_chunks(rig, Feed(topics), 20_000)
+    assert rig.close(15.0) < 10.0
+    rig.assert_settled(produced=20_000)
+    assert rig.count("bytes_sent") == sum(len(event.value) for event in rig.admitted)
+    assert_exactly_delivered(topics, rig.admitted)
+
+
+@kafka_test
+def test_closing_under_full_load_delivers_everything(topics: Topics, make_rig: MakeRig) -> None:
+    rig = make_rig(config(topics, linger_ms=60_000, batch_size=131_072))
+    rig.start()
+    rig.send(Feed(topics).events(50_000))
+    assert rig.sink.in_flight.records > 0
+    assert rig.close(20.0) < 10.0
+    rig.assert_settled(produced=50_000)
+    assert_exactly_delivered(topics, rig.admitted)
+
+
+@kafka_test
+def test_what_comes_after_the_close_is_handed_back(topics: Topics, make_rig: MakeRig) -> None:
+    rig = make_rig(config(topics))
+    rig.start()
+    rig.close(5.0)
+    events = Feed(topics).events(10)
+    assert rig.send(events) == events
+    assert not rig.sink.ready
+    rig.assert_settled(produced=0)
+
+
+@kafka_test
+def test_copies_to_the_raw_topic_are_counted_apart(topics: Topics, make_rig: MakeRig) -> None:
+    rig = make_rig(config(topics, mirror_raw_events=True))
+    rig.start()
+    send_in_chunks(rig, Feed(topics), 3_000)
+    rig.close(15.0)
+    rig.assert_settled(produced=3_000)
+    others = [event for event in rig.admitted if event.route.topic != topics.raw]
+    assert rig.count("mirror_produced") == len(others)
+    assert rig.count("mirror_failed") == 0
+    raw = [one.value for one in read_all(topics.bootstrap_servers, topics.raw)]
+    assert sorted(raw) == sorted(event.value for event in rig.admitted)
+    apart = read_streams(read_all(topics.bootstrap_servers, topics.trades, topics.depth))
+    assert apart == by_topic_and_key(others)
+
+
+# A broker that does not answer
+
+
+@kafka_test
+def test_a_frozen_broker_loses_and_doubles_nothing(own_broker: Broker, make_rig: MakeRig) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    feed = Feed(topics)
+    rig = make_rig(config(topics), make_producer=partial(open_producer, request_timeout_ms=1_500))
+    rig.start()
+    send_in_chunks(rig, feed, 2_000)
+    own_broker.freeze()
+    send_in_chunks(rig, feed, 2_000)
+    time.sleep(3.5)  # the freeze itself: longer than the request's timeout, so requests are sent again
+    send_in_chunks(rig, feed, 2_000)
+    own_broker.thaw()
+    send_in_chunks(rig, feed, 2_000)
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=8_000)
+    assert_exactly_delivered(topics, rig.admitted)
+
+
+@kafka_test
+def test_a_killed_broker_that_returns_with_its_data_loses_and_doubles_nothing(
+    own_broker: Broker, make_rig: MakeRig
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    feed = Feed(topics)
+    rig = make_rig(config(topics))
+    rig.start()
+    send_in_chunks(rig, feed, 2_000)
+    rig.wait_for_delivery()
+    own_broker.wait_until_durable()
+    own_broker.freeze()  # so that requests are under way, unanswered, when it dies
+    send_in_chunks(rig, feed, 2_000)
+    own_broker.kill()
+    send_in_chunks(rig, feed, 2_000)
+    own_broker.start()
+    send_in_chunks(rig, feed, 2_000)
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=8_000)
+    assert_exactly_delivered(topics, rig.admitted)
+
+
+@kafka_test
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_frozen_broker_is_offered_ten_times_the_bound(
+    mirror: bool,  # noqa: FBT001
+    own_broker: Broker,
+    make_rig: MakeRig,
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    feed = Feed(topics, size=100)
+    rig = make_rig(config(topics, mirror_raw_events=mirror), records=5_000, size=400_000)
+    rig.start()
+    own_broker.freeze()
+    for _ in range(30):
+        rig.send(feed.events(200))
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(220):
+        rig.send(feed.events(200))
+        assert rig.sink.in_flight.records <= 5_000
+        assert rig.sink.in_flight.bytes <= 400_000
+        assert rig.sink._copies_in_flight.records <= 5_000
+        assert rig.sink._copies_in_flight.bytes <= 400_000
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 300_000
+    assert rig.sink.in_flight.full
+    assert rig.slowest < 0.25  # 0.02 on an idle machine; two processors are shared with other tests
+    assert rig.count("messages_dropped") == 50_000 - len(rig.admitted)
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=len(rig.admitted))
+    if not mirror:
+        assert_exactly_delivered(topics, rig.admitted)
+
+
+@kafka_test
+@pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
+def test_closing_before_a_frozen_broker_ends_in_time(
+    own_broker: Broker, make_rig: MakeRig, make_appender: type
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_appender=make_appender)
+    rig.start()
+    rig.send(first := Feed(topics).events(50))
+    rig.wait_for_delivery()
+    own_broker.freeze()
+    rig.send(Feed(topics).events(2_000))
+    assert rig.close(3.0) < 3.2
+    rig.assert_settled(produced=len(first), failed=2_000)
+    assert rig.telemetry.snapshot()["kafka_failed_by_reason"] == {"undelivered_at_shutdown": 2_000}
+    own_broker.thaw()  # what may be acknowledged from here on must not count again
+    rig.sink._producer._sender.join(5.0 if make_appender is BatchAppender else 0.5)
+    rig.assert_settled(produced=len(first), failed=2_000)
+
+
+@kafka_test
+def test_events_of_a_delivery_timeout_fail_and_later_ones_arrive(own_broker: Broker, make_rig: MakeRig) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    patience = {"request_timeout_ms": 500, "delivery_timeout_ms": 1_500}
+    rig = make_rig(config(topics), make_producer=partial(open_producer, **patience))
+    rig.start()
+    feed = Feed(topics)
+    rig.send(feed.events(100))
+    rig.wait_for_delivery()
+    own_broker.freeze()
+    rig.send(feed.events(1_000))
+    wait_until(lambda: rig.count("kafka_failed") > 0)
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    failed = rig.count("kafka_failed")
+    rig.send(last := feed.events(1_000))
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=2_100 - failed, failed=failed)
+    assert rig.telemetry.snapshot()["kafka_failed_by_reason"].keys() <= {
+        "KafkaTimeoutError",
+        "RequestTimedOutError",
+    }
+    assert rig.sink.ready
+    read = {one.value for one in read_all(topics.bootstrap_servers, *topics.names)}
+    assert {event.value for event in last} <= read
+
+
+@kafka_test
+def test_a_producer_that_got_no_id_yet_waits_for_the_broker(own_broker: Broker, make_rig: MakeRig) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    patience = {"request_timeout_ms": 500, "delivery_timeout_ms": 60_000}
+    rig = make_rig(config(topics), make_producer=lambda kafka: frozen_producer(own_broker, kafka, patience))
+    rig.start()
+    rig.send(Feed(topics).events(1_000))
+    time.sleep(1.5)  # longer than the requests' timeout
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=1_000)
+    assert_exactly_delivered(topics, rig.admitted)
+
+
+def frozen_producer(broker: Broker, kafka: KafkaConfig, options: dict[str, object]) -> KafkaProducer:
+    producer = open_producer(kafka, **options)
+    for topic in (kafka.topic_raw_events, kafka.topic_trades, kafka.topic_depth):
+        producer.partitions_for(topic)
+    producer._transaction_manager.reset_producer_id()
+    broker.freeze()
+    return producer
+
+
+# No broker at all
+
+
+@kafka_test
+def test_events_wait_in_order_for_a_broker_that_comes_late(
+    own_broker_factory: Callable[[], Broker], make_rig: MakeRig
+) -> None:
+    broker = own_broker_factory()
+    topics = Topics("raw", "trades", "depth", broker.bootstrap_servers)
+    feed = Feed(topics)
+    rig = make_rig(config(topics, linger_ms=0), records=30_000)
+    rig.sink.start()
+    send_in_chunks(rig, feed, 20_000)
+    assert rig.slowest < 0.25
+    broker.start()
+    while not rig.sink.ready:
+        rig.send(feed.events(5))
+        time.sleep(0.01)
+    rig.send(feed.events(200))
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=len(rig.admitted))
+    assert_exactly_delivered(topics, rig.admitted)
+    assert_as_wanted(broker, topics)
+
+
+def assert_as_wanted(broker: Broker, topics: Topics) -> None:
+    with KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
+        found = admin.describe_topics(list(topics.names))
+        assert {one["name"]: len(one["partitions"]) for one in found} == dict.fromkeys(topics.names, 3)
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name, ["retention.ms"]) for name in topics.names]
+        kept = admin.describe_configs(resources, config_filter="all")["topic"]
+    days = {name: int(kept[name]["retention.ms"]["value"]) / 86_400_000 for name in topics.names}
+    assert days == {"raw": 7, "trades": 30, "depth": 7}
+
+
+@contextmanager
+def mute_port() -> Iterator[str]:
+    """Accept connections and never answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_closing_without_a_broker_ends_in_time(mute: bool, make_rig: MakeRig) -> None:  # noqa: FBT001
+    with mute_port() as server:
+        topics = Topics("raw", "trades", "depth", server if mute else "127.0.0.1:1")
+        rig = make_rig(config(topics, mirror_raw_events=True), records=1_000)
+        rig.sink.start()
+        for _ in range(100):
+            rig.send(Feed(topics).events(50))
+        assert rig.close(2.5) < 2.7
+        rig.assert_settled(produced=0, failed=1_000)
+        assert rig.count("messages_dropped") == 4_000
+
+
+def test_batches_of_which_nothing_is_admitted_leave_nothing_behind(make_rig: MakeRig) -> None:
+    topics = Topics("raw", "trades", "depth", "127.0.0.1:1")
+    rig = make_rig(config(topics), records=10)
+    for _ in range(100):
+        rig.send(Feed(topics).events(5))
+    assert len(rig.sink._waiting) == 2
+
+
+@kafka_test
+def test_what_lingers_is_hurried_even_when_the_producer_opens_during_the_close(
+    own_broker_factory: Callable[[], Broker], make_rig: MakeRig
+) -> None:
+    broker = own_broker_factory()
+    topics = Topics("raw", "trades", "depth", broker.bootstrap_servers)
+    rig = make_rig(config(topics, linger_ms=60_000))
+    rig.sink.start()
+    rig.send(Feed(topics).events(100))
+    closing = threading.Thread(target=rig.close, args=(30.0,))
+    closing.start()
+    wait_until(lambda: rig.sink._hurried)
+    broker.start()
+    closing.join(LIMIT)
+    rig.assert_settled(produced=100)
+
+
+@kafka_test
+def test_a_topic_that_cannot_be_created_is_tried_again_and_told_of_once(broker: Broker, make_rig: MakeRig) -> None:
+    topics = Topics("a-raw", "a-trades", "a-depth", broker.bootstrap_servers)
+    tries: list[BaseException] = []
+    rig = make_rig(config(topics, replication_factor=3))
+    told = rig.telemetry.kafka_unavailable
+
+    def noted(error: BaseException, **context: object) -> None:
+        tries.append(error)
+        told(error, **context)
+
+    rig.telemetry.kafka_unavailable = noted  # type: ignore[method-assign]
+    with capture_logs() as lines:
+        rig.sink.start()
+        wait_until(lambda: len(tries) == 3)
+        assert not rig.sink.ready
+    said = [line for line in lines if line["event"] == "kafka_unavailable"]
+    assert len(said) == 1
+    assert "replica" in said[0]["reason"].lower()
+
+
+_ATTEMPTS = """
+import gc, logging, os, sys, threading, warnings
+warnings.simplefilter("ignore")
+logging.disable(logging.CRITICAL)
+import kafka.producer.kafka
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError
+from config.settings import KafkaConfig
+from src.kafka_producer import _opened, open_producer
+
+config = KafkaConfig(bootstrap_servers=(sys.argv[1],))
+
+def attempt(open, *args, **more):
+    try:
+        open(*args, **more)
+    except KafkaTimeoutError:
+        return
+    raise AssertionError("it opened")
+
+def state():
+    gc.collect()
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+before = state()
+for _ in range(10):
+    attempt(_opened, KafkaAdminClient, config.client_options() | {"bootstrap_timeout_ms": 100})
+    attempt(open_producer, config, bootstrap_timeout_ms=100)
+assert state() == before, (before, state())
+assert isinstance(kafka.producer.kafka.log, logging.Logger)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux shows them")
+@pytest.mark.parametrize("mute", [False, True])
+def test_attempts_that_fail_leave_no_threads_files_or_silence(mute: bool) -> None:  # noqa: FBT001
+    with mute_port() as server:
+        run_program(_ATTEMPTS, server if mute else "127.0.0.1:1")
+
+
+@kafka_test
+def test_a_sink_that_is_gone_does_not_silence_the_library(topics: Topics) -> None:
+    rig = Rig(config(topics))
+    rig.start()
+    rig.close(5.0)
+    del rig
+    gc.collect()
+    assert isinstance(kafka.producer.kafka.log, logging.Logger)
+
+
+# A producer or a topic that changes under way
+
+
+@kafka_test
+def test_a_fatal_producer_is_not_ready_and_told_of_once(topics: Topics, make_rig: MakeRig) -> None:
+    rig = make_rig(config(topics))
+    rig.start()
+    rig.send(Feed(topics).events(100))
+    rig.wait_for_delivery()
+    with capture_logs() as lines:
+        rig.sink._producer._transaction_manager.transition_to_fatal_error(ClusterAuthorizationFailedError())
+        assert not rig.sink.ready
+        for _ in range(5):
+            rig.send(Feed(topics).events(100))
+        rig.wait_for_delivery()
+        assert rig.close(10.0) < 5.0
+    rig.assert_settled(produced=100, failed=500)
+    assert rig.telemetry.snapshot()["kafka_failed_by_reason"] == {"ClusterAuthorizationFailedError": 500}
+    said = [line for line in lines if line["event"] == "kafka_producer_failed"]
+    assert [line["log_level"] for line in said] == ["error"]
+
+
+@kafka_test
+@pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
+def test_sending_to_a_topic_that_was_deleted_does_not_wait(
+    topics: Topics, make_rig: MakeRig, make_appender: type
+) -> None:
+    fresh = partial(open_producer, metadata_max_age_ms=100, allow_auto_create_topics=False)
+    rig = make_rig(config(topics), make_producer=fresh, make_appender=make_appender)
+    rig.start()
+    with KafkaAdminClient(bootstrap_servers=topics.bootstrap_servers) as admin:
+        admin.delete_topics([topics.trades])
+    metadata = rig.sink._producer._metadata
+    wait_until(lambda: metadata.partitions_for_topic(topics.trades) is None)
+    for _ in range(20):
+        rig.send(Feed(topics).events(100))
+    assert rig.slowest < 0.25
+    others = [event for event in rig.admitted if event.route.topic != topics.trades]
+    wait_until(lambda: rig.count("kafka_produced") == len(others))
+
+
+@kafka_test
+def test_partitions_that_are_added_under_way_are_used(topics: Topics, make_rig: MakeRig) -> None:
+    rig = make_rig(config(topics), make_producer=partial(open_producer, metadata_max_age_ms=100))
+    rig.start()
+    with KafkaAdminClient(bootstrap_servers=topics.bootstrap_servers) as admin:
+        admin.create_partitions(dict.fromkeys(topics.names, 12))
+    metadata = rig.sink._producer._metadata
+    wait_until(lambda: all(len(metadata.partitions_for_topic(name) or ()) == 12 for name in topics.names))
+    rig.send(Feed(topics).events(500))
+    rig.wait_for_delivery()
+    records = read_all(topics.bootstrap_servers, *topics.names)
+    assert len(records) == 500
+    assert all(one.partition == (murmur2(one.key) & 0x7FFFFFFF) % 12 for one in records)
+
+
+# The process around it
+
+_PROGRAM = """
+import atexit, os, signal, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from config.settings import DeliveryConfig, KafkaConfig
+from src.deadline import Deadline
+from src.events import Event, Route
+from src.kafka_producer import KafkaSink
+from src.logger import configure_logging
+from src.telemetry import Telemetry
+
+configure_logging()
+servers, pid = sys.argv[1], int(sys.argv[2])
+kafka = KafkaConfig(bootstrap_servers=(servers,), mirror_raw_events=True)
+sink = KafkaSink(kafka, DeliveryConfig(), telemetry := Telemetry(), lambda worker: None)
+sink.start()
+if pid:
+    while not sink.ready:
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)
+event = Event(Route("trade", kafka.topic_trades, b"BTCUSDT", b"", 0, b""), b"x" * 200, int(time.time() * 1000))
+for _ in range(100):
+    sink.send([event] * 100)
+started = time.monotonic()
+sink.close(Deadline(3.0))
+assert time.monotonic() - started < 3.3
+assert telemetry.snapshot()["kafka_failed"] == 10_000
+assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
+atexit.register(lambda: print("exiting at", time.monotonic()))  # runs before the exit handlers of earlier ones
+"""
+
+
+def run_program(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert (done.returncode, "Traceback" in done.stdout) == (0, False), done.stdout
+    return done.stdout
+
+
+@kafka_test
+def test_the_process_ends_quietly_before_a_frozen_broker(own_broker: Broker) -> None:
+    said = run_program(_PROGRAM, own_broker.bootstrap_servers, str(own_broker.pid))
+    assert time.monotonic() - float(said.split()[-1]) < 1.5
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_the_process_ends_quietly_without_a_broker(mute: bool) -> None:  # noqa: FBT001
+    with mute_port() as server:
+        said = run_program(_PROGRAM, server if mute else "127.0.0.1:1", "0")
+    assert time.monotonic() - float(said.split()[-1]) < 1.5
