@@ -25,9 +25,11 @@ class InFlight:
         self._given_up = False
 
     def admit(self, events: list[Event]) -> int:
-        """Count as many of the first events as the bound allows; return how many."""
+        """Count as many of the first events as the bound allows, none after `give_up`; return how many."""
         sizes = [len(event.value) for event in events]
         with self._settled:
+            if self._given_up:
+                return 0
             count = min(len(events), self._max_records - self.records)
             size = sum(sizes[:count])
             while count and self.bytes + size > self._max_bytes:
@@ -53,6 +55,7 @@ class InFlight:
         with self._settled:
             self._given_up = True
             left, self.records, self.bytes = self.records, 0, 0
+            self._settled.notify_all()
             return left
 
     def wait_empty(self, timeout: float) -> bool:

@@ -5,7 +5,10 @@ Library loggers, warnings and uncaught exceptions of any thread leave through th
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 Logger = structlog.stdlib.BoundLogger
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def get_logger(name: str) -> Logger:
@@ -45,9 +50,11 @@ def configure_logging(level: str = "INFO", log_format: str = "json") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not swallow a line
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _OneLineFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -72,9 +79,25 @@ def _renderers(log_format: str) -> list[Processor]:
             structlog.processors.format_exc_info,
             structlog.processors.UnicodeDecoder(),
             _headed,
-            structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+            structlog.processors.JSONRenderer(serializer=_dump_json),
         ]
     return [structlog.processors.format_exc_info, _one_line, structlog.dev.ConsoleRenderer(colors=False)]
+
+
+def _dump_json(event: EventDict, **_options: object) -> str:
+    """Write JSON that every parser takes and every terminal shows: no NaN, ASCII only."""
+    try:
+        return json.dumps(event, default=str, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return json.dumps({str(key): _dumpable(value) for key, value in event.items()})
+
+
+def _dumpable(value: object) -> object:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return repr(value)
+    return value
 
 
 def _headed(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -95,9 +118,11 @@ def _catch_uncaught() -> None:
         logger.critical("uncaught_exception", thread="MainThread", exc_info=(kind, error, trace))
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is SystemExit:  # how a thread may end itself
+            return
         name = args.thread.name if args.thread else None
-        error = args.exc_value or args.exc_type()
-        logger.critical("uncaught_exception", thread=name, exc_info=(args.exc_type, error, args.exc_traceback))
+        error = (args.exc_type, args.exc_value, args.exc_traceback)
+        logger.critical("uncaught_exception", thread=name, exc_info=error)
 
     def in_finalizer(args: Any) -> None:  # noqa: ANN401 - sys.UnraisableHookArgs exists for type checkers only
         error = (args.exc_type, args.exc_value, args.exc_traceback)
@@ -106,6 +131,27 @@ def _catch_uncaught() -> None:
     sys.excepthook = in_main
     threading.excepthook = in_thread
     sys.unraisablehook = in_finalizer
+
+
+class _OneLineFormatter(structlog.stdlib.ProcessorFormatter):
+    """Renders each record as one line; one that cannot be rendered is named, it does not vanish."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            line = super().format(record)
+        except Exception as error:  # noqa: BLE001 - whatever a library hands over; logging would swallow it
+            told = f"unloggable_line: {_template(record)} ({type(error).__name__})"
+            line = super().format(logging.LogRecord(record.name, record.levelno, "", 0, told, (), None))
+        return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+
+
+def _template(record: logging.LogRecord) -> str:
+    """Return a record's message before formatting, which need not be a string."""
+    message = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
+    try:
+        return str(message)
+    except Exception:  # noqa: BLE001 - any class of any library
+        return type(message).__name__
 
 
 class _RepeatFilter(logging.Filter):
@@ -119,22 +165,24 @@ class _RepeatFilter(logging.Filter):
         super().__init__()
         self._interval = interval
         self._lock = threading.Lock()  # guards _seen
-        self._seen: dict[tuple[str, object], tuple[float, int]] = {}
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.msg, dict) or record.levelno < logging.INFO:
             return True
         now = time.monotonic()
+        template = _template(record)
+        kind = (record.name, template)
         with self._lock:
             if len(self._seen) > 1000:  # noqa: PLR2004 - a bound for templates built at run time
                 self._seen.clear()
-            passed_at, held_back = self._seen.get((record.name, record.msg), (-self._interval, 0))
+            passed_at, held_back = self._seen.get(kind, (-self._interval, 0))
             if now - passed_at < self._interval:
-                self._seen[record.name, record.msg] = (passed_at, held_back + 1)
+                self._seen[kind] = (passed_at, held_back + 1)
                 return False
-            self._seen[record.name, record.msg] = (now, 0)
+            self._seen[kind] = (now, 0)
         if held_back:
-            record.msg, record.args = f"{record.getMessage()} ({held_back} more like it since)", ()
+            record.msg = f"{template} ({held_back} more like it since)"
         return True
 
 
