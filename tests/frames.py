@@ -203,7 +203,7 @@ class Object(tuple[Any, ...]):  # noqa: SLOT001 - only to tell an object from a 
     """The members of a JSON object as pairs, in order, duplicates kept."""
 
 
-def strict(text: str) -> Any:  # noqa: ANN401 - any JSON value
+def strict(text: str) -> Any:
     """Parse JSON with numbers by their digits; raise ValueError where the text is not JSON."""
 
     def refuse(constant: str) -> None:
