@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MAX_STREAMS = 1024
 SUBSCRIBE_BYTES = 4_000  # frames over 4,096 bytes were seen to stay unanswered
 SUBSCRIBE_STREAMS = 100
-SUBSCRIBE_INTERVAL = 0.3
-"""Seconds between our messages: 5 a second are allowed and pongs count; one in 250 ms was seen to be safe."""
+SUBSCRIBE_INTERVAL = 0.35
+"""Seconds between our requests: 5 messages a second are allowed and pongs count; this leaves room for two."""
 GOODBYE_SECONDS = 3.0
 """How long the exchange may take to answer our close frame."""
 
@@ -93,7 +93,7 @@ class BinanceConnection:
         self._closing = threading.Event()
         self._lock = threading.Lock()  # guards _reader against close() from another thread
         self._reader: FrameReader | None = None
-        self._subscriptions = _Subscriptions(streams)
+        self._subscriptions = _Subscriptions(streams, settings.timeout_seconds)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield what arrives until closed; raise `GaveUp` after too many failures in a row."""
@@ -155,7 +155,7 @@ class BinanceConnection:
         while True:
             if (request := subscriptions.due()) is not None:
                 reader.request(request, time.monotonic() + self._settings.timeout_seconds)
-            for unanswered in subscriptions.overdue(self._settings.timeout_seconds):
+            for unanswered in subscriptions.overdue():
                 self._telemetry.subscription_unconfirmed(self._number, unanswered)
             try:
                 frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at()))
@@ -175,10 +175,13 @@ class BinanceConnection:
         wait_until = time.monotonic() + GOODBYE_SECONDS
         try:
             reader.say_goodbye(wait_until)
-            closed = False
-            while not closed:
+            while True:
                 frames, closed = reader.read(wait_until)
                 yield Chunk(frames, time.time_ns() // 1_000_000)
+                if closed:
+                    return
+                if time.monotonic() >= wait_until:
+                    raise ConnectionLost("the exchange went on sending")
         except _Lost as error:
             self._telemetry.goodbye_unanswered(self._number, error)
 
@@ -195,8 +198,9 @@ class BinanceConnection:
 class _Subscriptions:
     """The SUBSCRIBE requests of one connection: which are to be sent, sent, answered."""
 
-    def __init__(self, streams: tuple[str, ...]) -> None:
+    def __init__(self, streams: tuple[str, ...], timeout: float) -> None:
         self._groups = subscribe_groups(streams)
+        self._timeout = timeout
         self._next_id = 1
         self.start_over()
 
@@ -204,7 +208,7 @@ class _Subscriptions:
         """Plan all requests anew, for a new connection."""
         self._unsent = list(self._groups)
         self._send_at = time.monotonic()
-        self._unanswered: dict[int, tuple[float, list[str]]] = {}
+        self._unanswered: dict[int, tuple[float, list[str]]] = {}  # by id: when overdue, which streams
 
     def due(self) -> bytes | None:
         """Return the next request when its time has come."""
@@ -213,20 +217,21 @@ class _Subscriptions:
             return None
         streams = self._unsent.pop(0)
         request_id, self._next_id = self._next_id, self._next_id + 1
-        self._unanswered[request_id] = (now, streams)
+        self._unanswered[request_id] = (now + self._timeout, streams)
         self._send_at = now + SUBSCRIBE_INTERVAL
         return _subscribe(streams, request_id)
 
     def next_at(self) -> float:
-        """Return when `due` will have something, on the monotonic clock."""
-        return self._send_at if self._unsent else float("inf")
+        """Return when `due` or `overdue` will have something, on the monotonic clock."""
+        send_at = self._send_at if self._unsent else float("inf")
+        return min([send_at, *(overdue_at for overdue_at, _ in self._unanswered.values())])
 
     def answered(self, request_id: int | str | None) -> list[str] | None:
         """Return the streams of the request that this is the answer to."""
         return self._unanswered.pop(request_id, (0.0, None))[1] if isinstance(request_id, int) else None
 
-    def overdue(self, timeout: float) -> list[list[str]]:
-        """Return, once each, the streams of requests unanswered for `timeout` seconds."""
+    def overdue(self) -> list[list[str]]:
+        """Return, once each, the streams of requests that were not answered in time."""
         now = time.monotonic()
-        late = [key for key, (sent_at, _) in self._unanswered.items() if now - sent_at > timeout]
+        late = [key for key, (overdue_at, _) in self._unanswered.items() if now >= overdue_at]
         return [self._unanswered.pop(key)[1] for key in late]

@@ -2,7 +2,7 @@
 
 The library reads the socket two or three times a frame and walks each in Python (10 us a message); here one
 read takes what has arrived, up to 256 KiB, and whole text frames are cut out of it (below 1 us a message).
-All that is unusual (control frames, fragments, masks, extensions) is left to the library, which reads on
+All that is unusual (control frames, fragments, masks, reserved bits) is left to the library, which reads on
 from the same buffer.
 """
 
@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import time
+from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 READ_SIZE = 256 * 1024
 MAX_FRAME = 16 * 1024 * 1024
-"""The biggest depth frame seen is 34.5 KB; a length beyond this is a broken or hostile peer."""
+"""The biggest depth frame seen is 34.5 KB; a frame or message beyond this is a broken or hostile peer's."""
 _FIN_TEXT, _FIN_BINARY = 0x81, 0x82
 _LENGTH_16, _LENGTH_64 = 126, 127
 _MASKED = 128
@@ -40,12 +41,20 @@ class ConnectionLost(Exception):  # noqa: N818 - named after the fact
     """The connection cannot be used any more; the message says why."""
 
 
+class NotOpened(ConnectionLost):
+    """TCP, TLS or the WebSocket handshake came to nothing; the message says which and why."""
+
+
 class WentSilent(ConnectionLost):
     """No frame of any kind came for the settable time, although the TCP session may live."""
 
 
 class Woken(Exception):  # noqa: N818 - named after the fact
-    """Somebody called `wake()` while this thread waited for the socket."""
+    """Somebody called `wake()`; what is buffered can still be read after `ignore_wake()`."""
+
+
+_NOT_OPENED = (ConnectionLost, OSError, websocket.WebSocketException, ValueError, CookieError)
+"""What opening raises: ValueError for a name that is none (idna), CookieError for a strange Set-Cookie."""
 
 
 class ReadAheadSocket:
@@ -53,8 +62,9 @@ class ReadAheadSocket:
 
     Quacks like a socket as far as websocket-client uses one. Every wait, from connecting on, ends at
     `wait_until`, a moment of the monotonic clock, with TimeoutError however the bytes trickle in; and with
-    `Woken` as soon as another thread calls `wake()`. Only one thread may do anything else: a TLS
-    connection must not be read and written at the same time.
+    `Woken` as soon as another thread calls `wake()`. What has arrived is read even when the moment has
+    passed. Only one thread may do anything else: a TLS connection must not be read and written at the
+    same time.
     """
 
     def __init__(self) -> None:
@@ -62,27 +72,45 @@ class ReadAheadSocket:
         self._block = memoryview(bytearray(READ_SIZE))
         self._poll = select.poll()
         self._woken, self._waker = socket.socketpair()
+        self._waker.settimeout(0)
+        self._wake_called = False
+        self._heeds_wake = True
         self.buffered = b""
         self.at = 0
         self.wait_until = float("inf")
-        self.heeds_wake = True
+        self.step = "name resolution"
+        """What is being done to open the connection."""
 
     def connect(self, url: str) -> None:
-        """Resolve the name, open TCP, and TLS for wss://; OSError when no address answers."""
+        """Resolve the name, open TCP, and TLS for wss://; OSError when no address answers.
+
+        Resolving knows neither the deadline nor `wake()`: it ends when the system's resolver gives up.
+        """
         parts = urlsplit(url)
         host, secure = parts.hostname or "", parts.scheme == "wss"
-        addresses = socket.getaddrinfo(host, parts.port or (443 if secure else 80), type=socket.SOCK_STREAM)
-        failure: OSError | None = None
-        for family, kind, protocol, _, address in addresses:
-            try:
-                self._connect_to(socket.socket(family, kind, protocol), address)
-                break
-            except OSError as error:
-                failure = error
-        else:
-            raise failure or OSError(f"{host} has no address")
+        port = parts.port or (443 if secure else 80)
+        self.connect_to_any(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         if secure:
             self._secure(host)
+        self.step = "WebSocket handshake"
+
+    def connect_to_any(self, addresses: list[tuple[Any, ...]]) -> None:
+        """Open TCP to the first address that answers; none may use up the time of those after it."""
+        self.step = "TCP connection"
+        until = self.wait_until
+        failure = OSError("the host has no address")
+        for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+            now = time.monotonic()
+            self.wait_until = now + (until - now) / (len(addresses) - tried)
+            try:
+                self._connect_to(socket.socket(family, kind, protocol), address)
+            except OSError as error:
+                failure = error
+            else:
+                return
+            finally:
+                self.wait_until = until
+        raise failure
 
     def _connect_to(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         self._sock.close()
@@ -90,74 +118,96 @@ class ReadAheadSocket:
         sock.settimeout(0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if sock.connect_ex(address) not in (0, errno.EINPROGRESS):
-            sock.connect(address)  # raises what went wrong
-        self._wait(select.POLLOUT)
-        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            while not self._wait(select.POLLOUT):
+                pass
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
             raise OSError(code, os.strerror(code))
 
     def _secure(self, host: str) -> None:
+        self.step = "TLS handshake"
         context = ssl.create_default_context()
         tls = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
         self._sock = tls
-        self._retried(tls.do_handshake)
+        self._retried(tls.do_handshake, select.POLLIN)
 
-    def _retried(self, operation: Callable[[], T]) -> T:
-        """Do what may have to wait for the socket."""
+    def _retried(self, operation: Callable[[], T], blocked_on: int) -> T:
+        """Do what may have to wait for the socket: plain TCP for `blocked_on`, TLS for what it asks."""
         while True:
             try:
                 return operation()
-            except (ssl.SSLWantReadError, BlockingIOError):
-                self._wait(select.POLLIN)
+            except BlockingIOError:
+                event = blocked_on
+            except ssl.SSLWantReadError:
+                event = select.POLLIN
             except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT)
+                event = select.POLLOUT
+            self._wait(event)
 
-    def _wait(self, for_event: int) -> None:
+    def _wait(self, for_event: int) -> bool:
+        """Wait for the socket; return whether it has something to say."""
         left = self.wait_until - time.monotonic()
         if left <= 0:
             raise TimeoutError
         self._poll.register(self._sock, for_event)
-        if self.heeds_wake:
+        if self._heeds_wake:
             self._poll.register(self._woken, select.POLLIN)
         ready = self._poll.poll(min(left, 3600.0) * 1000 + 1)
         self._poll.unregister(self._sock)
-        if self.heeds_wake and any(descriptor == self._woken.fileno() for descriptor, _ in ready):
-            raise Woken
+        self.heed_wake()
+        return bool(ready)
 
     def wake(self) -> None:
-        """End the wait of the thread that uses this socket, now and each later one; from any thread."""
-        with contextlib.suppress(OSError):  # closed already
+        """End the work of the thread that uses this socket, waiting or not, with `Woken`; from any thread."""
+        self._wake_called = True
+        with contextlib.suppress(OSError):  # closed already, or woken very often
             self._waker.send(b"w")
+
+    def heed_wake(self) -> None:
+        """Raise `Woken` when somebody called `wake()`; a socket that always has data never waits."""
+        if self._wake_called and self._heeds_wake:
+            raise Woken
 
     def ignore_wake(self) -> None:
         """Wait for the socket alone from here on."""
-        if self.heeds_wake:
-            self.heeds_wake = False
-            with contextlib.suppress(KeyError):
-                self._poll.unregister(self._woken)
+        self._heeds_wake = False
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(self._woken)
 
     def fill(self) -> None:
         """Wait for bytes and append them to what is buffered; ConnectionLost at the end of the stream."""
-        count = self._retried(lambda: self._sock.recv_into(self._block))
+        count = self._retried(lambda: self._sock.recv_into(self._block), select.POLLIN)
         if not count:
             raise ConnectionLost("the exchange closed the TCP connection")
         self.buffered = self.buffered[self.at :] + self._block[:count].tobytes()
         self.at = 0
 
-    def recv(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         """Return 1 to `size` bytes, from the buffer first."""
+        self.heed_wake()
         if self.at >= len(self.buffered):
             self.fill()
         start = self.at
         self.at = min(start + size, len(self.buffered))
         return self.buffered[start : self.at]
 
+    def recv(self, size: int) -> bytes:
+        """Return a piece of the answer to the handshake; `wait_until` holds even when it never pauses."""
+        if time.monotonic() >= self.wait_until:
+            raise TimeoutError
+        return self.take(size)
+
     def send(self, data: bytes) -> int:
-        """Send some of `data`, waiting for room; return how much."""
+        """Send some of `data`, waiting for room; return how much.
+
+        A peer that has hung up takes all: what it sent before is still to be read, and then tells of it.
+        """
         try:
-            return self._retried(lambda: self._sock.send(data))
-        except BlockingIOError:
-            return 0
+            return self._retried(lambda: self._sock.send(data), select.POLLOUT)
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            return len(data)
 
     def gettimeout(self) -> float:
         """Say that reads may wait; how long is `wait_until`'s business."""
@@ -170,18 +220,14 @@ class ReadAheadSocket:
         """Return the file descriptor."""
         return self._sock.fileno()
 
-    def shutdown(self, how: int) -> None:
-        """End the TCP session."""
-        self._sock.shutdown(how)
-
     def close(self) -> None:
-        """Close the descriptors; from the thread that uses the socket."""
+        """Close the connection; the library does so when the handshake fails."""
+        self._sock.close()
+
+    def release(self) -> None:
+        """Close every descriptor; `wake()` must not be called at the same time."""
         for each in (self._sock, self._woken, self._waker):
             each.close()
-
-    @property
-    def _closed(self) -> bool:  # asked for by WebSocket.shutdown()
-        return self._sock.fileno() == -1
 
 
 class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-client carries no types
@@ -189,22 +235,40 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
 
     def __init__(self) -> None:
         # The JSON decoder validates the bytes; the library's check costs 33 us a message.
-        super().__init__(skip_utf8_validation=True)
+        super().__init__(fire_cont_frame=True, skip_utf8_validation=True)
         self._ahead = ReadAheadSocket()
+        self._fragments = bytearray()
 
     def open(self, url: str, deadline: Deadline) -> None:
-        """Connect and shake hands, all of it within the deadline; OSError or WebSocketException when not."""
+        """Connect and shake hands, all of it within the deadline; NotOpened when that fails.
+
+        Name resolution alone may take longer, see `ReadAheadSocket.connect`.
+        """
         self._ahead.wait_until = time.monotonic() + deadline.remaining()
-        self._ahead.connect(url)
-        self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
+        try:
+            self._ahead.connect(url)
+            self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
+        except _NOT_OPENED as error:
+            raise NotOpened(f"the {self._ahead.step} failed: {self._why(error)}") from error
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, (TimeoutError, websocket.WebSocketTimeoutException)):
+            return "not done in time"
+        if isinstance(error, websocket.WebSocketBadStatusException):
+            return _refusal(error)
+        if redirect := self.handshake_response:  # kept for no other status that is an error
+            return f"redirected to {redirect.headers.get('location')} ({redirect.status})"
+        return str(error)
 
     def read(self, wait_until: float) -> tuple[list[bytes], bool]:
         """Wait for frames; return the payloads of text and binary ones, and whether a close frame came.
 
-        The list is empty after a control frame (a ping is answered here). `wait_until` is a moment of
-        the monotonic clock; TimeoutError when nothing whole came by then, `Woken` after `wake()`.
+        The list is empty after a control frame (a ping is answered here) and after a fragment that is
+        not the last of its message. `wait_until` is a moment of the monotonic clock; TimeoutError when
+        nothing whole came by then, `Woken` after `wake()`.
         """
         ahead = self._ahead
+        ahead.heed_wake()
         ahead.wait_until = wait_until
         while True:
             frames, unusual = self._cut()
@@ -233,7 +297,8 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
                     break
                 length = int.from_bytes(buffered[at + 2 : start], "big")
                 if length > MAX_FRAME:
-                    raise ConnectionLost(f"a frame of {length} bytes was announced, more than {MAX_FRAME}")
+                    unusual = True  # the library reads the header, and _recv() refuses the rest
+                    break
             stop = start + length
             if stop > end:
                 break
@@ -248,20 +313,43 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         return bool(parts.header or parts.recv_buffer or self.cont_frame.recving_frames)
 
     def _read_unusual(self) -> tuple[list[bytes], bool]:
-        try:
-            opcode, frame = self.recv_data_frame(control_frame=True)
-        except websocket.WebSocketTimeoutException:
-            raise TimeoutError from None
+        opcode, frame = self.recv_data_frame(control_frame=True)
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             self.close_frame = frame
             return [], True
-        is_data = opcode in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY)
-        return ([frame.data] if is_data else []), False
+        if opcode in (websocket.ABNF.OPCODE_PING, websocket.ABNF.OPCODE_PONG):
+            return [], False
+        self._fragments += frame.data
+        if len(self._fragments) > MAX_FRAME:
+            raise ConnectionLost(f"a message of more than {MAX_FRAME} bytes came in fragments")
+        if not frame.fin:
+            return [], False
+        message = bytes(self._fragments)
+        self._fragments.clear()
+        return [message], False
+
+    def _recv(self, size: int) -> bytes:
+        """Give the library the next piece of an unusual frame."""
+        if (announced := self.frame_buffer.length or 0) > MAX_FRAME:
+            raise ConnectionLost(f"a frame of {announced} bytes was announced, more than {MAX_FRAME}")
+        return self._ahead.take(size)
+
+    def _send(self, data: bytes) -> int:
+        """Send for the library; a frame that is sent in part only leaves nothing to go on with."""
+        try:
+            return self._ahead.send(data)
+        except TimeoutError:
+            raise ConnectionLost("the exchange takes nothing from us any more") from None
 
     def request(self, text: bytes, wait_until: float) -> None:
-        """Send a text frame; TimeoutError when the peer does not take it until then."""
+        """Send a text frame; ConnectionLost when the peer does not take it until then."""
         self._ahead.wait_until = wait_until
         self.send(text)
+
+    def send_close(self, *status_and_reason: Any) -> None:  # noqa: ANN401 - as the library calls it
+        """Send a close frame unless one was sent: the library answers the peer's answer to ours, too."""
+        if self.connected:
+            super().send_close(*status_and_reason)
 
     def close_reason(self) -> str:
         """Describe the peer's close frame: code and reason, as sent."""
@@ -272,7 +360,7 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         return f"closed by the exchange: {code} {data[2:].decode('utf-8', 'replace')}".rstrip()
 
     def wake(self) -> None:
-        """End the wait of the reading thread with `Woken`; from any thread."""
+        """End the reading thread's work with `Woken`; from any thread, not during `release`."""
         self._ahead.wake()
 
     def say_goodbye(self, wait_until: float) -> None:
@@ -283,4 +371,11 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
 
     def release(self) -> None:
         """Close the descriptors."""
-        self._ahead.close()
+        self._ahead.release()
+
+
+def _refusal(answer: websocket.WebSocketBadStatusException) -> str:
+    """Describe an HTTP status that is no handshake, without the headers and the page that came with it."""
+    status = f"{answer.status_code} {answer.status_message or ''}".strip()
+    seconds = (answer.resp_headers or {}).get("retry-after")
+    return f"answered {status}" + (f", retry after {seconds} s" if seconds else "")
