@@ -4,7 +4,7 @@
 a partition's lock is taken once a chunk, records are encoded straight into the newest open batch, and each
 batch has one callback: 2 us a record. Batching, compression, idempotence, retries and requests stay the
 library's. `can_append_batches` tells whether the insides still look as expected (kafka-python 3.0.12);
-when not, `PublicAppender` does the same through `send`. `mend` takes three traps out of the idempotent one.
+when not, `PublicAppender` does the same through `send`. `Producer` takes traps out of the idempotent one.
 
 Record layout: Kafka protocol, message format v2 (KIP-98).
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from kafka import errors
+from kafka import KafkaProducer, errors
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.transaction_manager import InitProducerIdHandler, TransactionManager, TransactionState
 from kafka.record.memory_records import MemoryRecordsBuilder
@@ -24,7 +24,6 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from src.worker import Worker
 
 if TYPE_CHECKING:
-    from kafka import KafkaProducer
     from kafka.structs import TopicPartition
 
     from src.events import Event
@@ -98,10 +97,24 @@ def fatal_error(producer: KafkaProducer) -> BaseException | None:
     return manager.last_error or RuntimeError("the producer is in its fatal state")
 
 
-def mend(producer: KafkaProducer) -> None:
-    """Let an idempotent producer outlive a refused batch, a delivery timeout and a slow broker."""
-    if type(producer._transaction_manager) is TransactionManager:
-        producer._transaction_manager.__class__ = _Sequences
+class Producer(KafkaProducer):  # type: ignore[misc]  # no types
+    """A producer that outlives a refused batch, a delivery timeout and a slow broker (see `_Sequences`)."""
+
+    _state: TransactionManager | None = None
+
+    @property
+    def _transaction_manager(self) -> TransactionManager | None:
+        return self._state
+
+    @_transaction_manager.setter
+    def _transaction_manager(self, state: TransactionManager | None) -> None:
+        """Mend it when the library sets it, before it starts the thread that uses it."""
+        if type(state) is TransactionManager:
+            state.__class__ = _Sequences
+        self._state = state
+
+    def __del__(self) -> None:
+        """Do nothing: the library's version silences kafka.producer's logger for the whole process."""
 
 
 class _Sequences(TransactionManager):  # type: ignore[misc]  # no types

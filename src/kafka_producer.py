@@ -14,7 +14,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
@@ -23,11 +22,13 @@ from kafka.structs import TopicPartition
 from src import topics
 from src.events import Event, Route, Topics
 from src.in_flight import InFlight
-from src.kafka_batches import BatchAppender, appender_for, fatal_error, mend, partition_count
+from src.kafka_batches import BatchAppender, Producer, appender_for, fatal_error, partition_count
 from src.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from kafka import KafkaProducer
 
     from config.settings import DeliveryConfig, KafkaConfig
     from src.deadline import Deadline
@@ -67,14 +68,7 @@ def producer_options(kafka: KafkaConfig) -> dict[str, Any]:
 
 def open_producer(kafka: KafkaConfig, **overrides: object) -> KafkaProducer:
     """Open a producer, blocking until a broker answers; raises `KafkaError` after 5 s without one."""
-    producer = _opened(_Producer, producer_options(kafka) | overrides)
-    mend(producer)
-    return producer
-
-
-class _Producer(KafkaProducer):  # type: ignore[misc]  # no types
-    def __del__(self) -> None:
-        """Do nothing: the library's version silences kafka.producer's logger for the whole process."""
+    return _opened(Producer, producer_options(kafka) | overrides)
 
 
 def _opened(make: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - a client of kafka-python
