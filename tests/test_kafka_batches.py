@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from itertools import product
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
     MakeTopic = Callable[..., str]
     OpenAppender = Callable[..., Appender]
 
-pytestmark = pytest.mark.kafka
+pytestmark = [
+    pytest.mark.kafka,
+    # kafka-python leaves the socket of a refused connection to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 NOW = int(time.time() * 1000) - 3_600_000  # a broker deletes records that are older than its retention
 LIMIT = 20.0
@@ -60,6 +65,14 @@ class Fates:
     @property
     def failed(self) -> list[tuple[bytes, type[BaseException]]]:
         return [(event.value, type(error)) for event, error in self.settled if error is not None]
+
+
+@pytest.fixture(autouse=True)
+def sockets_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Collect them here, where they are expected, and not during the next test."""
+    yield
+    caplog.get_records("call").clear()
+    gc.collect()
 
 
 @pytest.fixture

@@ -163,6 +163,28 @@ def test_the_sender_is_woken_for_a_new_batch_and_for_a_full_one() -> None:
     assert batch.records.is_full()
 
 
+def test_events_follow_the_halves_of_a_batch_that_was_split_and_no_others_join_them() -> None:
+    settled: list[tuple[bytes, str | None]] = []
+
+    def note(events: list[Event], error: BaseException | None) -> None:
+        settled.extend((event.value, error and str(error)) for event in events)
+
+    producer = producer_like(accumulator())
+    appender, queue = BatchAppender(producer, note), producer._accumulator._batches[PARTITION]
+    events = [Event(Route("t", "topic", None, b"", 0, b""), b"%d" % number, NOW) for number in range(5)]
+    appender.append(PARTITION, events[:4])
+    whole = queue.popleft()
+    whole.records.close()
+    producer._accumulator.split_and_reenqueue(whole)
+    appender.append(PARTITION, events[4:])
+    first, second, last = queue
+    assert [batch.record_count for batch in queue] == [2, 2, 1]
+    first.complete(0, -1)
+    second.complete_exceptionally(ValueError(), lambda index: ValueError(f"record {index}"))
+    last.complete(2, -1)
+    assert settled == [(b"0", None), (b"1", None), (b"2", "record 0"), (b"3", "record 1"), (b"4", None)]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 12])
 def test_a_key_goes_to_the_partition_that_the_library_would_choose(count: int) -> None:
     def cluster(numbers: set[int]) -> SimpleNamespace:

@@ -138,6 +138,9 @@ def make_rig() -> Iterator[MakeRig]:
     yield make
     for rig in made:
         rig.close(1.0)
+        if rig.sink._producer is not None:  # of the public way, it goes on by itself
+            rig.sink._producer._sender.force_close()
+            rig.sink._producer._sender.join(LIMIT)
         rig.assert_all_accounted_for()
         assert not rig.count("messages_in_flight")
 
@@ -401,8 +404,8 @@ def frozen_producer(broker: Broker, kafka: KafkaConfig, options: dict[str, objec
     producer = open_producer(kafka, **options)
     for topic in (kafka.topic_raw_events, kafka.topic_trades, kafka.topic_depth):
         producer.partitions_for(topic)
-    producer._transaction_manager.reset_producer_id()
     broker.freeze()
+    producer._transaction_manager.reset_producer_id()
     return producer
 
 
