@@ -404,6 +404,7 @@ def frozen_producer(broker: Broker, kafka: KafkaConfig, options: dict[str, objec
     producer = open_producer(kafka, **options)
     for topic in (kafka.topic_raw_events, kafka.topic_trades, kafka.topic_depth):
         producer.partitions_for(topic)
+    wait_until(producer._transaction_manager.has_producer_id)  # over a connection that is now open
     broker.freeze()
     producer._transaction_manager.reset_producer_id()
     return producer
