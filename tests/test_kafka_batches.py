@@ -14,8 +14,9 @@ from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from config.settings import KafkaConfig
 from sandbox.brokers import EmbeddedBroker
+from src import kafka_batches
 from src.events import Event, Route
-from src.kafka_batches import Appender, BatchAppender, PublicAppender, fatal_error
+from src.kafka_batches import Appender, BatchAppender, PublicAppender, can_append_batches, fatal_error
 from src.kafka_producer import open_producer
 from tests.broker_fixtures import create_topics, read_all
 
@@ -295,7 +296,9 @@ def test_a_record_beyond_the_largest_request_or_the_last_partition_fails(
     assert len(fates.failed) == 1
 
 
-def test_the_producer_of_the_service_knows_no_fatal_error_at_first(broker: Broker) -> None:
+def test_the_producer_of_the_service_takes_batches_and_is_mended(broker: Broker) -> None:
     with ended_afterwards() as producers:
         producers.append(open_producer(KafkaConfig(bootstrap_servers=(broker.bootstrap_servers,))))
+        assert can_append_batches(producers[0])
         assert fatal_error(producers[0]) is None
+        assert type(producers[0]._transaction_manager) is kafka_batches._Sequences
