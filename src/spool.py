@@ -1,0 +1,279 @@
+"""Events on disk, in the order in which they were read: SQLite in WAL mode.
+
+The file survives a killed process; what a power failure may take depends on `SPOOL_FSYNC` (SQLite's
+`synchronous`: `normal` can lose the last moments, `full` nothing that `append` returned from).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from src.events import Event, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from config.settings import SpoolConfig
+
+FILE = "events.sqlite3"
+_ROW_OVERHEAD = 80  # bytes of a row beside its value: key, topic, type, SQLite's own
+_FREE_CHECK_SECONDS = 1.0
+_AT_ONCE = 500  # parameters of one statement
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB);
+CREATE TABLE IF NOT EXISTS dead_letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, died_ms INTEGER, reason TEXT, error TEXT,
+    topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB);
+"""
+_COLUMNS = "seq, topic, key, event_type, timestamp_ms, value"
+
+
+class SpoolFull(Exception):  # noqa: N818 - named after the fact
+    """The spool's own limit, or the floor of free disk space, is reached; nothing was written."""
+
+
+class SpoolFailed(Exception):  # noqa: N818 - named after the fact
+    """The disk did not take or give something; the message is SQLite's."""
+
+
+class SpoolUnusable(Exception):  # noqa: N818 - named after the fact
+    """The folder cannot be used: not writable, or another process works on it; the message says which."""
+
+
+class DeadLetter(NamedTuple):
+    """An event that Kafka will never take, with the reason; `died_ms` is ms since the epoch."""
+
+    id: int
+    died_ms: int
+    reason: str
+    error: str
+    topic: str
+    key: bytes | None
+    event_type: str
+    timestamp_ms: int
+    value: bytes
+
+
+class Spool:
+    """Events by sequence number; any thread may use it, one after the other.
+
+    Bounded by bytes (`SPOOL_MAX_BYTES`) and by the floor of free disk space (`SPOOL_MIN_FREE_BYTES`): `append`
+    raises `SpoolFull` beyond. A file that SQLite finds damaged is set aside under another name, never deleted:
+    `damaged` names it. Raises `SpoolUnusable` when the folder cannot be worked with.
+    """
+
+    def __init__(self, config: SpoolConfig) -> None:
+        self._config = config
+        self._folder: Path = config.path
+        self._lock = threading.Lock()  # guards the connection, the counts and the cache of routes
+        self._routes: dict[tuple[str, bytes | None, str], Route] = {}
+        self._free_checked_at = -_FREE_CHECK_SECONDS
+        self.damaged: Path | None = None
+        self._claim = _claimed(self._folder)
+        try:
+            self._database = self._opened()
+            self.count, self.bytes, self.last_seq = self._database.execute(
+                f"SELECT COUNT(*), COALESCE(SUM(LENGTH(value) + {_ROW_OVERHEAD}), 0), COALESCE(MAX(seq), 0)"  # noqa: S608
+                " FROM events"
+            ).fetchone()
+        except sqlite3.Error as error:
+            os.close(self._claim)
+            raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
+
+    # Events
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Write events for good; those that are there already stay as they are.
+
+        Raises `SpoolFull` or `SpoolFailed`; then none of them was written.
+        """
+        if not events:
+            return
+        with self._lock:
+            new = self._not_there(events)
+            size = sum(_size(event) for event in new)
+            if self.bytes + size > self._config.max_bytes:
+                raise SpoolFull(f"SPOOL_MAX_BYTES ({self._config.max_bytes}) is reached")
+            self._check_free_space()
+            rows = [
+                (each.seq, each.route.topic, each.route.key, each.route.event_type, each.timestamp_ms, each.value)
+                for each in new
+            ]
+            with self._transaction() as database:
+                database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self.count += len(new)
+            self.bytes += size
+            self.last_seq = max(self.last_seq, events[-1].seq)
+
+    def read(self, after: int, limit: int) -> list[Event]:
+        """Return up to `limit` events with sequence numbers above `after`, lowest first."""
+        query = f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+        with self._lock, _translated():
+            return [self._event(*row) for row in self._database.execute(query, (after, limit))]
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Delete events by sequence number; numbers that are not there do no harm."""
+        with self._lock, self._transaction() as database:
+            for start in range(0, len(numbers), _AT_ONCE):
+                part = numbers[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(part))
+                deleted = database.execute(
+                    f"DELETE FROM events WHERE seq IN ({marks}) RETURNING LENGTH(value)",  # noqa: S608
+                    part,
+                ).fetchall()
+                self.count -= len(deleted)
+                self.bytes -= sum(length + _ROW_OVERHEAD for (length,) in deleted)
+
+    def evict(self, topic: str, size: int, not_before: int) -> list[Event]:
+        """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them."""
+        query = f"SELECT {_COLUMNS} FROM events WHERE topic = ? AND seq > ? ORDER BY seq"  # noqa: S608
+        victims: list[Event] = []
+        with self._lock, _translated():
+            for row in self._database.execute(query, (topic, not_before)):
+                victims.append(self._event(*row))
+                size -= _size(victims[-1])
+                if size <= 0:
+                    break
+        self.remove([event.seq for event in victims])
+        return victims
+
+    # What Kafka will never take
+
+    def bury(self, events: Sequence[Event], reason: str, error: str) -> None:
+        """Move events to the dead letters."""
+        now = time.time_ns() // 1_000_000
+        rows = [
+            (now, reason, error, each.route.topic, each.route.key, each.route.event_type, each.timestamp_ms, each.value)
+            for each in events
+        ]
+        with self._lock, self._transaction() as database:
+            database.executemany("INSERT INTO dead_letters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self.remove([event.seq for event in events])
+
+    def dead_letters(self, after: int = 0, limit: int = 1000) -> list[DeadLetter]:
+        """Return dead letters with ids above `after`, oldest first."""
+        query = "SELECT * FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
+        with self._lock, _translated():
+            return [DeadLetter(*row) for row in self._database.execute(query, (after, limit))]
+
+    def discard_dead_letter(self, number: int) -> None:
+        """Delete a dead letter that has a place elsewhere."""
+        with self._lock, self._transaction() as database:
+            database.execute("DELETE FROM dead_letters WHERE id = ?", (number,))
+
+    def close(self) -> None:
+        """Close the file and let others have it."""
+        with self._lock:
+            self._database.close()
+            os.close(self._claim)
+
+    # The file
+
+    def _opened(self) -> sqlite3.Connection:
+        path = self._folder / FILE
+        try:
+            return self._connected(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # the disk, not the contents
+                raise
+        self.damaged = _set_aside(path)
+        return self._connected(path)
+
+    def _connected(self, path: Path) -> sqlite3.Connection:
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(f"PRAGMA synchronous = {self._config.fsync}")
+            database.executescript(_SCHEMA)
+            ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _translated():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _not_there(self, events: Sequence[Event]) -> Sequence[Event]:
+        first, last = events[0].seq, events[-1].seq
+        if first > self.last_seq:
+            return events
+        query = "SELECT seq FROM events WHERE seq BETWEEN ? AND ?"
+        with _translated():
+            there = {number for (number,) in self._database.execute(query, (first, last))}
+        return [event for event in events if event.seq not in there]
+
+    def _check_free_space(self) -> None:
+        now = time.monotonic()
+        if now - self._free_checked_at < _FREE_CHECK_SECONDS:
+            return
+        free = shutil.disk_usage(self._folder).free
+        if free < self._config.min_free_bytes:
+            raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
+        self._free_checked_at = now
+
+    def _event(  # noqa: PLR0913 - the columns of a row
+        self, seq: int, topic: str, key: bytes | None, event_type: str, timestamp_ms: int, value: bytes
+    ) -> Event:
+        route = self._routes.get((topic, key, event_type))
+        if route is None:
+            if len(self._routes) > 100_000:  # noqa: PLR2004
+                self._routes.clear()
+            route = self._routes[topic, key, event_type] = Route(event_type, topic, key, b"", 0, b"")
+        return Event(route, value, timestamp_ms, seq)
+
+
+def _size(event: Event) -> int:
+    return len(event.value) + _ROW_OVERHEAD
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise SpoolFailed(str(error)) from error
+
+
+def _claimed(folder: Path) -> int:
+    """Lock the folder for this process; the lock ends with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise SpoolUnusable(f"{folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise SpoolUnusable(f"{folder}: another process works on this spool") from None
+    return descriptor
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file and what belongs to it; return the new name."""
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside
