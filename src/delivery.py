@@ -1,0 +1,260 @@
+"""Between buffer and producer: straight through while Kafka acknowledges, by way of the disk while it does not.
+
+Events get a sequence number on the way in. In the direct mode they go to the sink and no further. As soon
+as the sink does not take one (no producer, bound reached), loses one, or acknowledges nothing for a second, the
+mode is spooled: what is in flight is written to disk as well, what comes is written behind it, and the drainer
+sends from the disk, in order, whatever Kafka takes, until the disk is empty. A record leaves the disk only when
+it was acknowledged. Per key the order in Kafka is the order of the sequence numbers: there is one sender at a
+time, and when a record fails the producer is broken off before a later one of its partition can be sent;
+everything unacknowledged is then sent again from the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from src.spool import SpoolFailed, SpoolFull
+from src.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from src.deadline import Deadline
+    from src.events import Event
+    from src.kafka_producer import KafkaSink
+    from src.spool import Spool
+    from src.telemetry import Telemetry
+
+_READ_AT_ONCE = 2_000
+_DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
+_TICK_SECONDS = 0.2
+_STALLED_SECONDS = 1.0
+_HOPELESS_SECONDS = 5.0
+"""At the stop: how long Kafka may acknowledge nothing before the rest is left on disk."""
+
+
+class _Returned(NamedTuple):
+    """Events that came back from the producer."""
+
+    events: list[Event]
+    error: BaseException
+    poison: bool
+    maybe_written: bool
+
+
+class Delivery:
+    """Takes batches and sees to it that each event is acknowledged, on disk, or counted by reason.
+
+    `accept` is for the publishing thread; it waits for the disk, never for Kafka. The drainer is a thread of its
+    own. What the disk does not take is lost: trades and aggregate trades first, which the exchange gives
+    again by id, depth last.
+    """
+
+    def __init__(
+        self, sink: KafkaSink, spool: Spool, refetchable: str, telemetry: Telemetry, on_exit: Callable[[Worker], None]
+    ) -> None:
+        self._sink = sink
+        self._spool = spool
+        self._refetchable = refetchable
+        self._telemetry = telemetry
+        self._lock = threading.Lock()  # guards _direct, _sent_up_to and _next
+        self._next = spool.last_seq + 1
+        self._direct = not spool.count
+        self._sent_up_to = 0 if spool.count else spool.last_seq
+        """Of what is on disk, everything up to this number is in flight or acknowledged."""
+        self._recording = not self._direct
+        """Whether acknowledged events may be on disk, so that they have to be deleted there."""
+        self._acknowledged: deque[list[Event]] = deque()
+        self._returned: deque[_Returned] = deque()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._drainer = Worker("spool-drainer", self._drain, on_exit)
+        sink.settle_with(self._settled)
+
+    def start(self) -> None:
+        """Open the producer; send what an earlier run has left on disk."""
+        if self._spool.damaged:
+            self._telemetry.spool_damaged(str(self._spool.damaged))
+        if self._spool.count:
+            self._telemetry.recovered(self._spool.count)
+        self._sink.start()
+        self._drainer.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the drainer runs."""
+        return self._drainer.alive
+
+    def accept(self, events: list[Event]) -> None:
+        """Take a batch: hand it to the sink, or write it to disk."""
+        with self._lock:
+            for number, event in enumerate(events, self._next):
+                event.seq = number
+            self._next += len(events)
+            taken = self._sink.send(events) if self._direct else 0
+            self._telemetry.handed_over(taken)
+            if taken == len(events):
+                return
+            if self._direct:
+                self._go_by_way_of_the_disk(events[taken].seq - 1)
+            self._store(events[taken:])
+
+    def close(self, deadline: Deadline) -> None:
+        """Deliver by the deadline what Kafka takes, leave the rest on disk, close everything."""
+        self._sink.hurry()
+        while deadline.remaining() > self._sink.FORCE_SECONDS and not self._closing.is_set() and self._has_hope():
+            self._closing.wait(0.02)
+        self._closing.set()
+        self._wake.set()
+        self._drainer.join(deadline.remaining())
+        self._sink.close(deadline)
+        self._step(final=True)
+        self._telemetry.in_flight_abandoned()
+        self._spool.close()
+
+    def _has_hope(self) -> bool:
+        left = self._sink.in_flight.records or self._spool.count
+        stuck = not self._sink.ready or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
+        return bool(left) and not stuck and self._drainer.alive
+
+    def _go_by_way_of_the_disk(self, sent_up_to: int) -> None:
+        self._recording = True
+        self._direct = False
+        self._sent_up_to = sent_up_to
+        self._telemetry.spooling_started()
+        self._wake.set()
+
+    # To the disk
+
+    def _store(self, events: Sequence[Event]) -> None:
+        try:
+            self._spool.append(events)
+            self._telemetry.spooled(len(events))
+        except SpoolFull as error:
+            self._store_what_matters_most(events, str(error))
+        except SpoolFailed as error:
+            self._telemetry.dropped(events, "spool_failed", error=str(error))
+
+    def _store_what_matters_most(self, events: Sequence[Event], error: str) -> None:
+        """Let trades go first: those that come, then those on disk that were not sent yet."""
+        trades = [event for event in events if event.route.topic == self._refetchable]
+        others = [event for event in events if event.route.topic != self._refetchable]
+        self._telemetry.dropped(trades, "spool_full", error=error)
+        if not others:
+            return
+        try:
+            room = sum(len(event.value) + 200 for event in others)
+            evicted = self._spool.evict(self._refetchable, room, self._sent_up_to)
+            self._telemetry.dropped(evicted, "spool_full", was="spooled", error=error)
+            self._spool.append(others)
+            self._telemetry.spooled(len(others))
+        except (SpoolFull, SpoolFailed) as again:
+            self._telemetry.dropped(others, "spool_full", error=str(again))
+
+    # Fates
+
+    def _settled(self, events: list[Event], error: BaseException | None, *, poison: bool, maybe_written: bool) -> None:
+        """Take note of the fate of records; runs on the producer's I/O thread, so it only notes and wakes."""
+        if error is None:
+            if self._recording:
+                self._acknowledged.append(events)
+                self._wake.set()
+            size = sum(len(event.value) for event in events)
+            self._telemetry.acknowledged(len(events), size)
+            self._sink.in_flight.settle(len(events), size)
+            return
+        self._returned.append(_Returned(events, error, poison, maybe_written))
+        if not poison:
+            self._sink.break_off(error)
+        self._wake.set()
+
+    # The drainer
+
+    def _drain(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait(_TICK_SECONDS)
+            self._wake.clear()
+            self._step()
+
+    def _step(self, *, final: bool = False) -> None:
+        ready = self._sink.ready and not final  # asked first: what an ended producer returned is there by then
+        while self._returned:
+            self._take_back(self._returned.popleft())
+        self._forget_acknowledged()
+        stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
+        if stalled and self._direct:
+            self._secure()
+        elif ready and not stalled and not self._direct:
+            self._send_from_disk()
+
+    def _take_back(self, returned: _Returned) -> None:
+        events = returned.events
+        if returned.poison:
+            self._bury(returned)
+        else:
+            with self._lock:
+                if self._direct:
+                    self._go_by_way_of_the_disk(self._next - 1)
+                self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
+            try:
+                self._spool.append(sorted(events, key=_seq))
+                self._telemetry.returned(len(events), possible_duplicates=len(events) * returned.maybe_written)
+            except (SpoolFull, SpoolFailed) as error:
+                self._telemetry.dropped(events, "spool_full", was="in_flight", error=str(error))
+        self._sink.in_flight.settle(len(events), sum(len(event.value) for event in events))
+
+    def _bury(self, returned: _Returned) -> None:
+        reason, error = type(returned.error).__name__, str(returned.error)
+        try:
+            self._spool.bury(returned.events, reason, error)
+            self._telemetry.dead_lettered(returned.events, reason, error)
+        except SpoolFailed as failure:
+            self._telemetry.dropped(returned.events, "spool_failed", was="in_flight", error=str(failure))
+
+    def _forget_acknowledged(self) -> None:
+        numbers = []
+        while self._acknowledged:
+            numbers += [event.seq for event in self._acknowledged.popleft()]
+        if numbers:
+            self._spool.remove(numbers)
+        with self._lock:
+            if self._direct and not self._spool.count:
+                self._recording = False
+
+    def _secure(self) -> None:
+        """Write what is in flight to disk as well; it is not sent from there unless it comes back."""
+        with self._lock:
+            if self._direct:
+                self._go_by_way_of_the_disk(self._next - 1)
+        events = sorted(self._sink.unacknowledged(), key=_seq)
+        try:
+            self._spool.append(events)
+        except (SpoolFull, SpoolFailed) as error:
+            self._telemetry.not_secured(len(events), str(error))
+
+    def _send_from_disk(self) -> None:
+        while self._sink.in_flight.records < _DRAIN_IN_FLIGHT and not self._closing_without_need():
+            events = self._spool.read(self._sent_up_to, _READ_AT_ONCE)
+            if not events and self._back_to_direct():
+                return
+            taken = self._sink.send(events)
+            self._telemetry.resumed(taken)
+            if taken:
+                self._sent_up_to = events[taken - 1].seq
+            if taken < len(events):
+                return
+
+    def _back_to_direct(self) -> bool:
+        """Return to the direct mode when nothing on disk is unsent; `accept` cannot come between."""
+        with self._lock:
+            if self._spool.read(self._sent_up_to, 1):
+                return False
+            self._direct = True
+            self._telemetry.spooling_ended()
+            return True
+
+
+def _seq(event: Event) -> int:
+    return event.seq
