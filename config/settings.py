@@ -174,6 +174,7 @@ class KafkaConfig(_Section):
     topic_raw_events: str = "binance-raw-events"
     topic_trades: str = "binance-trades"
     topic_depth: str = "binance-depth"
+    topic_dead_letters: str = "binance-dead-letters"
     mirror_raw_events: bool = False
     partitions: Annotated[int, Field(gt=0, le=10_000)] = 3
     replication_factor: Annotated[int, Field(gt=0, le=100)] = 1
@@ -207,7 +208,7 @@ class KafkaConfig(_Section):
             raise ValueError(f"must be host:port, one or several separated by commas; not {wrong or 'empty'}")
         return servers
 
-    @field_validator("topic_raw_events", "topic_trades", "topic_depth")
+    @field_validator("topic_raw_events", "topic_trades", "topic_depth", "topic_dead_letters")
     @classmethod
     def _check_topic(cls, topic: str) -> str:
         if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
@@ -295,6 +296,23 @@ class DeliveryConfig(_Section):
     max_in_flight_bytes: Positive = 100 * 1024 * 1024
 
 
+class SpoolConfig(_Section):
+    """Where events go while Kafka does not take them, and how much of the disk they may have."""
+
+    prefix = "SPOOL_"
+    model_config = SettingsConfigDict(env_prefix="SPOOL_")
+
+    path: Path = Path("data/spool")
+    max_bytes: Positive = 10 * 1024**3
+    min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
+    fsync: Literal["normal", "full"] = "normal"
+
+    @field_validator("fsync", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
 class LoggingConfig(_Section):
     """What is logged, and in which form."""
 
@@ -339,6 +357,7 @@ class Settings(_Section):
     kafka: KafkaConfig = Field(default_factory=KafkaConfig)
     connection: ConnectionConfig = Field(default_factory=ConnectionConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
+    spool: SpoolConfig = Field(default_factory=SpoolConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
@@ -349,6 +368,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "kafka": KafkaConfig,
     "connection": ConnectionConfig,
     "delivery": DeliveryConfig,
+    "spool": SpoolConfig,
     "logging": LoggingConfig,
     "monitoring": MonitoringConfig,
     "service": ServiceConfig,
@@ -379,7 +399,7 @@ def load_settings(env_file: str | None = ".env") -> Settings:
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
-    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_")
+    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [

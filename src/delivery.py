@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from src.deadline import Deadline
     from src.events import Event
+    from src.kafka_batches import Fate
     from src.kafka_producer import KafkaSink
     from src.spool import Spool
     from src.telemetry import Telemetry
@@ -36,12 +37,11 @@ _HOPELESS_SECONDS = 5.0
 
 
 class _Returned(NamedTuple):
-    """Events that came back from the producer."""
+    """Events that came back from the producer, with the reason."""
 
     events: list[Event]
     error: BaseException
-    poison: bool
-    maybe_written: bool
+    fate: Fate
 
 
 class Delivery:
@@ -67,6 +67,7 @@ class Delivery:
         self._recording = not self._direct
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
         self._acknowledged: deque[list[Event]] = deque()
+        self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -110,8 +111,10 @@ class Delivery:
         self._wake.set()
         self._drainer.join(deadline.remaining())
         self._sink.close(deadline)
-        self._step(final=True)
-        self._telemetry.in_flight_abandoned()
+        try:
+            self._step(final=True)
+        except SpoolFailed as error:
+            self._telemetry.spool_failing(str(error))
         self._spool.close()
 
     def _has_hope(self) -> bool:
@@ -155,7 +158,7 @@ class Delivery:
 
     # Fates
 
-    def _settled(self, events: list[Event], error: BaseException | None, *, poison: bool, maybe_written: bool) -> None:
+    def _settled(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
         """Take note of the fate of records; runs on the producer's I/O thread, so it only notes and wakes."""
         if error is None:
             if self._recording:
@@ -165,8 +168,8 @@ class Delivery:
             self._telemetry.acknowledged(len(events), size)
             self._sink.in_flight.settle(len(events), size)
             return
-        self._returned.append(_Returned(events, error, poison, maybe_written))
-        if not poison:
+        self._returned.append(_Returned(events, error, fate))
+        if not fate.poison:
             self._sink.break_off(error)
         self._wake.set()
 
@@ -176,7 +179,11 @@ class Delivery:
         while not self._closing.is_set():
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
-            self._step()
+            try:
+                self._step()
+            except SpoolFailed as error:
+                self._telemetry.spool_failing(str(error))
+                self._closing.wait(_TICK_SECONDS)
 
     def _step(self, *, final: bool = False) -> None:
         ready = self._sink.ready and not final  # asked first: what an ended producer returned is there by then
@@ -191,7 +198,7 @@ class Delivery:
 
     def _take_back(self, returned: _Returned) -> None:
         events = returned.events
-        if returned.poison:
+        if returned.fate.poison:
             self._bury(returned)
         else:
             with self._lock:
@@ -200,7 +207,7 @@ class Delivery:
                 self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
             try:
                 self._spool.append(sorted(events, key=_seq))
-                self._telemetry.returned(len(events), possible_duplicates=len(events) * returned.maybe_written)
+                self._telemetry.returned(len(events), possible_duplicates=len(events) * returned.fate.maybe_written)
             except (SpoolFull, SpoolFailed) as error:
                 self._telemetry.dropped(events, "spool_full", was="in_flight", error=str(error))
         self._sink.in_flight.settle(len(events), sum(len(event.value) for event in events))
@@ -214,11 +221,11 @@ class Delivery:
             self._telemetry.dropped(returned.events, "spool_failed", was="in_flight", error=str(failure))
 
     def _forget_acknowledged(self) -> None:
-        numbers = []
         while self._acknowledged:
-            numbers += [event.seq for event in self._acknowledged.popleft()]
-        if numbers:
-            self._spool.remove(numbers)
+            self._to_remove += [event.seq for event in self._acknowledged.popleft()]
+        if self._to_remove:
+            self._spool.remove(self._to_remove)
+            self._to_remove.clear()
         with self._lock:
             if self._direct and not self._spool.count:
                 self._recording = False
@@ -235,7 +242,7 @@ class Delivery:
             self._telemetry.not_secured(len(events), str(error))
 
     def _send_from_disk(self) -> None:
-        while self._sink.in_flight.records < _DRAIN_IN_FLIGHT and not self._closing_without_need():
+        while self._sink.in_flight.records < _DRAIN_IN_FLIGHT:
             events = self._spool.read(self._sent_up_to, _READ_AT_ONCE)
             if not events and self._back_to_direct():
                 return

@@ -66,12 +66,14 @@ class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     """That wrapper, and the payload's opening brace."""
 
 
-class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
+class Event(msgspec.Struct, eq=False, gc=False):
     """One enriched event, ready to be a Kafka record."""
 
     route: Route
     value: bytes
     timestamp_ms: int
+    seq: int = 0
+    """Its place in the order in which events were taken from the buffer; given there."""
 
 
 class Reply(NamedTuple):

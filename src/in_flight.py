@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,58 +14,48 @@ class InFlight:
     """Counts records and bytes under one lock; never lets either pass its bound.
 
     kafka-python 3 has no memory bound of its own, so this is the only one. When it is reached, `admit`
-    takes fewer events than offered, and the caller has to put the rest somewhere else.
+    takes fewer events than offered, and the caller has to put the rest somewhere else. An event that is larger
+    than the whole bound is admitted when nothing else is in flight.
     """
 
     def __init__(self, max_records: int, max_bytes: int) -> None:
         self._max_records = max_records
         self._max_bytes = max_bytes
-        self._settled = threading.Condition()  # guards what follows
+        self._lock = threading.Lock()  # guards what follows
         self.records = 0
         self.bytes = 0
-        self._given_up = False
+        self._moved_at = 0.0
 
     def admit(self, events: list[Event]) -> int:
-        """Count as many of the first events as the bound allows, none after `give_up`; return how many."""
+        """Count as many of the first events as the bound allows; return how many."""
         sizes = [len(event.value) for event in events]
-        with self._settled:
-            if self._given_up:
-                return 0
+        with self._lock:
             count = min(len(events), self._max_records - self.records)
             size = sum(sizes[:count])
-            while count and self.bytes + size > self._max_bytes:
+            while count and self.bytes + size > self._max_bytes and (count > 1 or self.records):
                 count -= 1
                 size -= sizes[count]
+            if not self.records:
+                self._moved_at = time.monotonic()
             self.records += count
             self.bytes += size
             return count
 
-    def settle(self, records: int, size: int) -> bool:
-        """Release records whose fate is known, `size` bytes of values in all; False after `give_up`."""
-        with self._settled:
-            if self._given_up:
-                return False
+    def settle(self, records: int, size: int) -> None:
+        """Release records whose fate is known, `size` bytes of values in all."""
+        with self._lock:
             self.records -= records
             self.bytes -= size
-            if not self.records:
-                self._settled.notify_all()
-            return True
+            self._moved_at = time.monotonic()
 
-    def give_up(self) -> int:
-        """Release everything without waiting for its fate; return how many records that were."""
-        with self._settled:
-            self._given_up = True
-            left, self.records, self.bytes = self.records, 0, 0
-            self._settled.notify_all()
-            return left
-
-    def wait_empty(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until nothing is in flight; return whether that is so."""
-        with self._settled:
-            return self._settled.wait_for(lambda: not self.records, timeout)
+    @property
+    def stalled_seconds(self) -> float:
+        """How long nothing was settled although something is in flight."""
+        with self._lock:
+            return time.monotonic() - self._moved_at if self.records else 0.0
 
     @property
     def full(self) -> bool:
         """Whether the bound is as good as reached (95 % of records or bytes)."""
-        with self._settled:
+        with self._lock:
             return self.records >= 0.95 * self._max_records or self.bytes >= 0.95 * self._max_bytes

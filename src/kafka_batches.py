@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from kafka import KafkaProducer, errors
 from kafka.producer.producer_batch import ProducerBatch
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
     from src.events import Event
 
-Settle: TypeAlias = Callable[[list["Event"], BaseException | None], None]
+class Fate(NamedTuple):
+    """What is to be made of events that Kafka did not acknowledge."""
+
+    poison: bool = False
+    """Kafka will never take them."""
+    maybe_written: bool = False
+    """They were on their way when the answer failed to come: sent again, they may be there twice."""
+
+
+Settle: TypeAlias = Callable[[list["Event"], BaseException | None, Fate], None]
 """Called once for every event with its fate: acknowledged, or the error. Runs on the producer's I/O thread."""
 
 
@@ -41,8 +50,14 @@ class Appender(Protocol):
     def hurry(self) -> None:
         """Send what lingers now."""
 
+    def unsettled(self) -> list[Event]:
+        """Return the events whose fate is not known yet, in no order; from any thread."""
+
+    def break_off(self) -> None:
+        """Let the producer send nothing more; does not wait."""
+
     def stop(self, timeout: float) -> None:
-        """End the producer within `timeout` seconds; what is not acknowledged by now may or may not arrive."""
+        """End the producer within `timeout` seconds; the fate of everything has been told on return."""
 
 
 def appender_for(producer: KafkaProducer, settle: Settle) -> Appender:
@@ -155,7 +170,7 @@ class _PatientInit(InitProducerIdHandler):  # type: ignore[misc]  # no types
         super().on_complete(correlation_id, answer)
 
 
-_REFUSALS = frozenset(
+_POISON = frozenset(
     {
         errors.InvalidRecordError,
         errors.InvalidTimestampError,
@@ -163,10 +178,10 @@ _REFUSALS = frozenset(
         errors.MessageSizeTooLargeError,
         errors.PolicyViolationError,
         errors.RecordListTooLargeError,
-        errors.TopicAuthorizationFailedError,
-        errors.UnsupportedCompressionTypeError,
     }
 )
+"""Answers to a record that no broker will ever take as it is."""
+_REFUSALS = _POISON | {errors.TopicAuthorizationFailedError, errors.UnsupportedCompressionTypeError}
 """Answers of a broker that has written nothing of the batch."""
 
 
@@ -185,44 +200,72 @@ _VARINTS = tuple(_varint(number) for number in range(16_384))
 _NULL = _varint(-1)
 
 
-class _Fate:
+class _Batch:
     """The events of one producer batch, until Kafka has answered.
 
     Stands in as the batch's list of record futures, of which the library asks only when it splits a batch
     that the broker found too large; each event then follows its new batch.
     """
 
-    __slots__ = ("_settle", "events")
+    __slots__ = ("_owner", "batch", "events")
 
-    def __init__(self, settle: Settle) -> None:
+    def __init__(self, owner: BatchAppender, batch: ProducerBatch) -> None:
         self.events: list[Event] = []
-        self._settle = settle
+        self.batch = batch
+        self._owner = owner
 
-    def __call__(self, result: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
-        error_of = result[2]
-        self._settle(self.events, None if error_of is None else error_of(0))
+    def __call__(self, result: _Result) -> None:
+        written = self.batch is not None and self.batch.drained is not None
+        self.batch = None  # it refers to us
+        self._owner.tell(self, result[2], maybe_written=written)
 
     def __len__(self) -> int:
         return len(self.events)
 
     def __getitem__(self, index: int) -> _Moved:
-        return _Moved(self.events[index], self._settle)
+        self.batch = None
+        return self._owner.moved(self, self.events[index])
 
 
 class _Moved:
     """An event whose batch was split."""
 
-    __slots__ = ("_event", "_settle")
+    __slots__ = ("_owner", "events")
 
-    def __init__(self, event: Event, settle: Settle) -> None:
-        self._event = event
-        self._settle = settle
+    def __init__(self, owner: BatchAppender, event: Event) -> None:
+        self.events = [event]
+        self._owner = owner
 
     def rebind(self, produce_future: Any, index: int) -> None:  # noqa: ANN401 - FutureProduceResult
-        def told(result: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
-            self._settle([self._event], None if result[2] is None else result[2](index))
+        def told(result: _Result) -> None:
+            error_of = result[2]
+            error = None if error_of is None else (lambda _: error_of(index))
+            self._owner.tell(self, error, maybe_written=True)
 
         produce_future.add_callback(told)
+
+
+_Result: TypeAlias = tuple[int, int, Callable[[int], BaseException] | None]
+"""Base offset, timestamp, and the error of each record by its index, None when there is none."""
+
+
+def _told(
+    settle: Settle, events: list[Event], error_of: Callable[[int], BaseException] | None, *, maybe_written: bool
+) -> None:
+    """Tell the fate of events: those that are poison apart from those that deserve another try."""
+    if error_of is None:
+        settle(events, None, Fate())
+        return
+    errors_by_event = [error_of(index) for index in range(len(events))]
+    poison = [event for event, error in zip(events, errors_by_event, strict=True) if type(error) in _POISON]
+    if poison:
+        error = next(error for error in errors_by_event if type(error) in _POISON)
+        settle(poison, error, Fate(poison=True))
+    others = [event for event, error in zip(events, errors_by_event, strict=True) if type(error) not in _POISON]
+    if others:
+        error = next(error for error in errors_by_event if type(error) not in _POISON)
+        refused = poison or type(error) in _REFUSALS
+        settle(others, error, Fate(maybe_written=maybe_written and not refused))
 
 
 class BatchAppender:
@@ -234,20 +277,22 @@ class BatchAppender:
         self._accumulator = producer._accumulator
         self._sender = producer._sender
         self._keys: dict[bytes | None, bytes] = {None: _NULL}
+        self._unsettled: set[_Batch | _Moved] = set()  # set operations are atomic
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
-        """Queue events for one partition, in order."""
+        """Queue events for one partition, in order; they come back when the producer has been ended."""
         accumulator = self._accumulator
         # The producer counts appends so that a forced close does not miss a batch.
         accumulator._appends_in_progress.increment()
         try:
             with accumulator._tp_lock(partition):
-                if accumulator._closed:
-                    raise RuntimeError("the producer is closed")
-                to_send = self._append_locked(accumulator._batches[partition], partition, events)
+                closed = accumulator._closed
+                to_send = not closed and self._append_locked(accumulator._batches[partition], partition, events)
         finally:
             accumulator._appends_in_progress.decrement()
-        if to_send:
+        if closed:
+            self._settle(events, ProducerEnded("the producer has been ended"), Fate())
+        elif to_send:
             self._sender.wakeup()
 
     def _append_locked(self, queue: Any, partition: TopicPartition, events: list[Event]) -> bool:  # noqa: ANN401
@@ -267,8 +312,9 @@ class BatchAppender:
             config["message_version"], config["compression_attrs"], config["batch_size"]
         )
         batch = ProducerBatch(partition, records, now=now)
-        batch._record_futures = _Fate(self._settle)
+        batch._record_futures = _Batch(self, batch)
         batch.produce_future.add_callback(batch._record_futures)
+        self._unsettled.add(batch._record_futures)
         return batch
 
     def _extend(self, batch: ProducerBatch, events: list[Event], start: int, now: float) -> int:
@@ -332,33 +378,73 @@ class BatchAppender:
         self._accumulator.begin_flush()
         self._sender.wakeup()
 
+    def unsettled(self) -> list[Event]:
+        """Return the events whose fate is not known yet, in no order; from any thread."""
+        return [event for part in self._unsettled.copy() for event in list(part.events)]
+
+    def tell(
+        self, part: _Batch | _Moved, error_of: Callable[[int], BaseException] | None, *, maybe_written: bool
+    ) -> None:
+        """Settle a part, once."""
+        try:
+            self._unsettled.remove(part)
+        except KeyError:
+            return  # given up before
+        _told(self._settle, part.events, error_of, maybe_written=maybe_written)
+
+    def moved(self, split: _Batch, event: Event) -> _Moved:
+        """Follow an event of a batch that is being split."""
+        part = _Moved(self, event)
+        self._unsettled.add(part)
+        self._unsettled.discard(split)
+        return part
+
+    def break_off(self) -> None:
+        """Let the producer's thread end before it sends anything more; does not wait for it."""
+        self._sender.force_close()
+
     def stop(self, timeout: float) -> None:
         """End the producer by force: its orderly end spins and logs while it has no producer id."""
         self._sender.force_close()
         self._sender.join(timeout)
-        with contextlib.suppress(errors.KafkaError):  # its thread may wait for a broker a while longer
-            self._producer.close(timeout=0)
+        if not self._sender.is_alive():
+            with contextlib.suppress(errors.KafkaError):
+                self._producer.close(timeout=0)
+        ended = ProducerEnded("the producer was ended by force")
+        for part in self._unsettled.copy():  # its thread may wait for a broker a while longer
+            self.tell(part, lambda _: ended, maybe_written=True)
+
+
+class ProducerEnded(Exception):  # noqa: N818 - named after the fact
+    """The producer was ended before the event was acknowledged."""
 
 
 def _is_open(batch: ProducerBatch) -> bool:
     """Whether more of our events may join: not sealed by the sender, not the half of a split batch."""
-    return not batch.records._closed and type(batch._record_futures) is _Fate
+    return not batch.records._closed and type(batch._record_futures) is _Batch
 
 
 class PublicAppender:
     """The same through `KafkaProducer.send`, one record at a time: the way without private parts.
 
     When the metadata of a topic vanishes, its records fail: `send` would wait for the topic to come back.
+    After `break_off` what the library still holds may go out: the order holds per producer only.
     """
 
     def __init__(self, producer: KafkaProducer, settle: Settle) -> None:
         self._producer = producer
         self._settle = settle
+        self._unsettled: dict[int, Event] = {}  # by identity; dict operations are atomic
+        self._ended = False
         producer.config["max_block_ms"] = 0  # every topic is known by now
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
-        """Queue events for one partition, in order."""
+        """Queue events for one partition, in order; they come back when the producer has been ended."""
         for event in events:
+            self._unsettled[id(event)] = event
+            if self._ended:
+                self._tell(event, ProducerEnded("the producer has been ended"))
+                continue
             try:
                 future = self._producer.send(
                     partition.topic,
@@ -368,22 +454,31 @@ class PublicAppender:
                     timestamp_ms=event.timestamp_ms,
                 )
             except (errors.KafkaError, ValueError) as error:  # too large, topic or partition gone
-                self._settle([event], error)
+                self._tell(event, error)
             else:
-                future.add_callback(self._acknowledged, event)
-                future.add_errback(self._failed, event)
+                future.add_callback(lambda _, event=event: self._tell(event, None))
+                future.add_errback(lambda error, event=event: self._tell(event, error))
 
-    def _acknowledged(self, event: Event, _metadata: object) -> None:
-        self._settle([event], None)
+    def _tell(self, event: Event, error: BaseException | None) -> None:
+        if self._unsettled.pop(id(event), None) is not None:
+            _told(self._settle, [event], None if error is None else (lambda _: error), maybe_written=True)
 
-    def _failed(self, event: Event, error: BaseException) -> None:
-        self._settle([event], error)
+    def unsettled(self) -> list[Event]:
+        """Return the events whose fate is not known yet, in no order; from any thread."""
+        return list(self._unsettled.copy().values())
 
     def hurry(self) -> None:
         """Send what lingers now; the public flush blocks, so it gets a thread that nobody waits for."""
         Worker("kafka-flush", self._producer.flush, lambda _: None).start()
 
+    def break_off(self) -> None:
+        """Take no more."""
+        self._ended = True
+
     def stop(self, timeout: float) -> None:  # noqa: ARG002 - it never waits
         """End the producer; it stays open, on a daemon thread, while something is unacknowledged."""
+        self._ended = True
         with contextlib.suppress(errors.KafkaError):
             self._producer.close(timeout=0)
+        for event in self.unsettled():
+            self._tell(event, ProducerEnded("the producer was ended by force"))

@@ -22,7 +22,7 @@ from kafka.structs import TopicPartition
 from src import topics
 from src.events import Event, Route, Topics
 from src.in_flight import InFlight
-from src.kafka_batches import BatchAppender, Producer, appender_for, fatal_error, partition_count
+from src.kafka_batches import BatchAppender, Producer, appender_for, partition_count
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
     from config.settings import DeliveryConfig, KafkaConfig
     from src.deadline import Deadline
-    from src.kafka_batches import Appender, Settle
+    from src.kafka_batches import Appender, Fate, Settle
     from src.telemetry import Telemetry
 
 _BOOTSTRAP_SECONDS = 5.0  # the library's constructor blocks this long, so a stop may have to wait for it
 _RETRY_SECONDS = 1.0
-_FORCE_SECONDS = 2.0  # of the shutdown's time, kept for a producer that has to be ended by force
+_END_SECONDS = 10.0  # for a producer that is replaced; what it still holds then is given up
 _MAX_REQUEST_BYTES = 8 * 1024 * 1024  # of one request to a broker, over all its partitions
 
 
@@ -88,11 +88,15 @@ def _opened(make: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: 
 
 
 class KafkaSink:
-    """Delivers batches of events and tells the telemetry what became of each.
+    """Keeps a producer open and appends events to its batches; tells the fate of each event once.
 
-    `send` is for one thread. Order holds per key: one key goes to one partition, and the idempotent
-    producer keeps a partition's order. What the bound does not admit is handed back to the caller.
+    `send` is for one thread at a time. Order holds per key: one key goes to one partition, and the idempotent
+    producer keeps a partition's order. A producer that lost a record is ended (`break_off`) before it can
+    send a later one of the same partition, everything unacknowledged comes back, and a new one is opened.
     """
+
+    FORCE_SECONDS = 2.0
+    """Of the shutdown's time, kept for a producer that has to be ended by force."""
 
     def __init__(  # noqa: PLR0913 - the last two are for tests
         self,
@@ -112,14 +116,18 @@ class KafkaSink:
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self._copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
-        self._lock = threading.Lock()  # guards the next four
-        self._waiting: list[list[Event]] = []
-        self._appender: Appender | None = None  # None: what is sent has to wait for the connector
+        self._settle: Settle = _nobody_asked
+        self._lock = threading.Lock()  # guards the next three against the connector
+        self._appender: Appender | None = None
+        self._partitions: _Partitions
         self._hurried = False
+        self._broken = threading.Event()
         self._closing = threading.Event()
-        self._partitions: _Partitions  # the connector's until _appender is set, then of whoever holds the lock
-        self._producer: KafkaProducer | None = None
-        self._connector = Worker("kafka-connector", self._connect, on_exit)
+        self._connector = Worker("kafka-connector", self._keep_connected, on_exit)
+
+    def settle_with(self, settle: Settle) -> None:
+        """Say who is told the fate of events, on the producer's I/O thread; before `start`."""
+        self._settle = settle
 
     def start(self) -> None:
         """Begin to look for the brokers."""
@@ -127,52 +135,50 @@ class KafkaSink:
 
     @property
     def ready(self) -> bool:
-        """Whether the producer is open, alive, and every topic known."""
-        return self._appender is not None and fatal_error(self._producer) is None
+        """Whether a producer is open and every topic known."""
+        return self._appender is not None and not self._broken.is_set()
 
-    def send(self, events: list[Event]) -> list[Event]:
-        """Take as many of the first events as the bound admits; return the rest, which is not in flight.
-
-        All of them come back once the sink is closed.
-        """
+    def send(self, events: list[Event]) -> int:
+        """Take as many of the first events as the bound admits, none without a producer; return how many."""
         with self._lock:
-            if self._closing.is_set():
-                return events
+            if self._appender is None or self._broken.is_set():
+                return 0
             admitted = self.in_flight.admit(events)
-            accepted = events[:admitted]
-            self._telemetry.handed_over(admitted)
-            if accepted and self._appender is None:
-                self._waiting.append(accepted)
-            elif accepted and self._appender is not None:
-                self._append(self._appender, accepted)
-        return events[admitted:]
+            if admitted:
+                self._append(self._appender, events[:admitted])
+            return admitted
 
-    def close(self, deadline: Deadline) -> None:
-        """Deliver what is in flight until the deadline, close the producer, count what is left as failed."""
+    def unacknowledged(self) -> list[Event]:
+        """Return what is in flight at this moment, in no order."""
+        appender = self._appender
+        events = appender.unsettled() if appender is not None else []
+        return [event for event in events if not isinstance(event, MirroredEvent)]
+
+    def break_off(self, error: BaseException) -> None:
+        """End the producer after this failure; called on its own I/O thread, which sends nothing after it."""
+        if not self._broken.is_set():
+            self._broken.set()
+            self._telemetry.producer_broken_off(error)
+            if (appender := self._appender) is not None:
+                appender.break_off()
+
+    def hurry(self) -> None:
+        """Send what lingers now; for the end."""
         with self._lock:
             self._hurried = True
             if self._appender is not None:
                 self._appender.hurry()
-        self.in_flight.wait_empty(deadline.remaining() - _FORCE_SECONDS)
-        self._copies_in_flight.wait_empty(deadline.remaining() - _FORCE_SECONDS)
-        with self._lock:
-            self._closing.set()
-            self._waiting.clear()
-            appender, self._appender = self._appender, None
-        self._give_up_the_rest()
-        if appender is not None:
-            appender.stop(deadline.remaining(at_most=_FORCE_SECONDS))
+
+    def close(self, deadline: Deadline) -> None:
+        """End the producer; what is not acknowledged by now comes back."""
+        self._closing.set()
+        self._broken.set()
+        self._end_producer(deadline.remaining(at_most=self.FORCE_SECONDS))
         self._connector.join(deadline.remaining(at_most=0.2))
 
-    def _give_up_the_rest(self) -> None:
-        if left := self.in_flight.give_up():
-            self._telemetry.failed(left, "undelivered_at_shutdown")
-        if left := self._copies_in_flight.give_up():
-            self._telemetry.mirror_failed(left, "undelivered_at_shutdown")
+    # The life of producers
 
-    # Finding the brokers
-
-    def _connect(self) -> None:
+    def _keep_connected(self) -> None:
         while not self._closing.is_set():
             try:
                 self._create_missing_topics()
@@ -180,14 +186,16 @@ class KafkaSink:
             except (KafkaError, OSError, topics.TopicError) as error:
                 self._telemetry.kafka_unavailable(error, bootstrap_servers=self._kafka.bootstrap_servers)
                 self._closing.wait(_RETRY_SECONDS)
-            else:
-                return
-        if self._producer is not None:
-            self._make_appender(self._producer, self._settled).stop(0.0)
+                continue
+            self._broken.wait()
+            if not self._closing.is_set():
+                self._end_producer(_END_SECONDS)
+                self._closing.wait(_RETRY_SECONDS)
 
     def _create_missing_topics(self) -> None:
-        timeout = {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
-        admin = _opened(KafkaAdminClient, self._kafka.client_options() | timeout)
+        options = self._kafka.client_options() | {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
+        known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
+        admin = _opened(KafkaAdminClient, known)
         try:
             missing = topics.missing_topics(admin, self._topics)
             created = topics.create_topics(admin, missing)
@@ -197,31 +205,32 @@ class KafkaSink:
             self._telemetry.topics_created([str(topic.name) for topic in created])
 
     def _open_producer(self) -> None:
-        if self._producer is None:
-            self._producer = self._make_producer(self._kafka)
-        counts = {topic.name: len(self._producer.partitions_for(topic.name)) for topic in self._topics}
-        appender = self._make_appender(self._producer, self._settled)
-        self._partitions = _Partitions(self._producer, counts)
-        while waiting := self._next_waiting(appender):
-            for events in waiting:
-                self._append(appender, events)
-        if self._closing.is_set():
+        producer = self._make_producer(self._kafka)
+        appender = self._make_appender(producer, self._told)
+        try:
+            counts = {topic.name: len(producer.partitions_for(topic.name)) for topic in self._topics}
+        except BaseException:
             appender.stop(0.0)
-        else:
-            self._telemetry.kafka_connected(counts, batchwise=isinstance(appender, BatchAppender))
-
-    def _next_waiting(self, appender: Appender) -> list[list[Event]]:
-        """Take what waits; when nothing does, let `send` append from here on.
-
-        The waiting events are appended outside the lock: there may be many, and `send` must not wait.
-        """
+            raise
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-            if not waiting and not self._closing.is_set():
-                self._appender = appender
-                if self._hurried:
-                    appender.hurry()
-            return waiting
+            if self._closing.is_set():
+                appender.stop(0.0)
+                return
+            self._partitions = _Partitions(producer, counts)
+            self._broken.clear()
+            self._appender = appender
+            if self._hurried:
+                appender.hurry()
+        self._telemetry.kafka_connected(counts, batchwise=isinstance(appender, BatchAppender))
+
+    def _end_producer(self, timeout: float) -> None:
+        """Take the producer away from `send` and end it; all that it held has come back on return."""
+        with self._lock:
+            appender = self._appender
+        if appender is not None:
+            appender.stop(timeout)
+            with self._lock:
+                self._appender = None
 
     # The way of an event
 
@@ -242,35 +251,30 @@ class KafkaSink:
             self._telemetry.mirror_failed(len(copies) - admitted, "in_flight_limit")
         return copies[:admitted]
 
-    def _settled(self, events: list[Event], error: BaseException | None) -> None:
+    def _told(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
         """Take note of the fate of records; runs on the producer's I/O thread."""
         if self._mirror is not None:
             copies = [event for event in events if isinstance(event, MirroredEvent)]
             events = [event for event in events if not isinstance(event, MirroredEvent)]
             self._copies_settled(copies, error)
-        size = sum(len(event.value) for event in events)
-        # Released first: who gave the rest up at shutdown has counted these as failed already.
-        if not events or not self.in_flight.settle(len(events), size):
-            return
-        if error is None:
-            self._telemetry.acknowledged(len(events), size)
-        else:
-            reason, topic = type(error).__name__, events[0].route.topic
-            self._telemetry.failed(len(events), reason, topic=topic, error=str(error))
-            if fatal := fatal_error(self._producer):
-                self._telemetry.producer_failed(fatal)
+        if events:
+            self._settle(events, error, fate)
 
     def _copies_settled(self, copies: Sequence[Event], error: BaseException | None) -> None:
-        size = sum(len(event.value) for event in copies)
-        if not copies or not self._copies_in_flight.settle(len(copies), size):
+        if not copies:
             return
+        self._copies_in_flight.settle(len(copies), sum(len(event.value) for event in copies))
         if error is None:
             self._telemetry.mirrored(len(copies))
         else:
             self._telemetry.mirror_failed(len(copies), type(error).__name__)
 
 
-class MirroredEvent(Event, frozen=True, eq=False, gc=False):
+def _nobody_asked(events: list[Event], error: BaseException | None, fate: Fate) -> None:
+    """Stand in until `settle_with`."""
+
+
+class MirroredEvent(Event, eq=False, gc=False):
     """The copy of an event for the raw topic; counted apart from the event itself."""
 
 

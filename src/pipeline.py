@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from src.binance_client import BinanceConnection
     from src.buffer import Buffer
     from src.deadline import Deadline
+    from src.delivery import Delivery
     from src.events import EventDecoder
-    from src.kafka_producer import KafkaSink
     from src.telemetry import Telemetry
 
 
 class Pipeline:
-    """Moves events from the connections to the sink: one reading thread a connection, one publishing thread.
+    """Moves events from the connections to the delivery: one reading thread a connection, one publishing thread.
 
     `on_exit` is called on the thread of each worker that ended, whatever the cause.
     """
@@ -35,13 +35,13 @@ class Pipeline:
         self,
         sources: Sequence[tuple[BinanceConnection, EventDecoder]],
         buffer: Buffer,
-        sink: KafkaSink,
+        delivery: Delivery,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
     ) -> None:
         self._connections = [connection for connection, _ in sources]
         self._buffer = buffer
-        self._sink = sink
+        self._delivery = delivery
         self._telemetry = telemetry
         self._readers = [
             Worker(f"binance-reader-{number}", partial(self._ingest, *source), on_exit)
@@ -51,7 +51,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Start from the end of the flow backwards."""
-        self._sink.start()
+        self._delivery.start()
         self._publisher.start()
         for reader in self._readers:
             reader.start()
@@ -64,13 +64,13 @@ class Pipeline:
             reader.join(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0))
         self._buffer.close()
         self._publisher.join(deadline.remaining())
-        self._telemetry.buffer_abandoned()
-        self._sink.close(deadline)
+        self._delivery.close(deadline)
+        self._telemetry.left_behind()
 
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        return self._publisher.alive and all(reader.alive for reader in self._readers)
+        return all(worker.alive for worker in (*self._readers, self._publisher, self._delivery))
 
     def _ingest(self, connection: BinanceConnection, decoder: EventDecoder) -> None:
         for chunk in connection.chunks():
@@ -79,10 +79,8 @@ class Pipeline:
             for reply in decoded.replies:
                 connection.replied(reply)
             if decoded.events and not self._buffer.put(decoded.events):
-                self._telemetry.dropped(len(decoded.events), "read_after_shutdown")
+                self._telemetry.dropped(decoded.events, "read_after_shutdown")
 
     def _publish(self) -> None:
         for batch in self._buffer.batches():
-            not_admitted = self._sink.send(batch)
-            if not_admitted:
-                self._telemetry.dropped(len(not_admitted), "in_flight_limit")
+            self._delivery.accept(batch)

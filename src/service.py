@@ -17,15 +17,19 @@ from src import signals
 from src.binance_client import BinanceConnection, GaveUp, spread
 from src.buffer import Buffer
 from src.deadline import Deadline
+from src.delivery import Delivery
 from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
 from src.logger import configure_logging, get_logger
 from src.pipeline import Pipeline
+from src.spool import Spool, SpoolUnusable
 from src.telemetry import Telemetry
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
     from src.kafka_producer import KafkaSink, topic_names
+
+_STALLED_SECONDS = 5.0
 
 if TYPE_CHECKING:
     from src.worker import Worker
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 class Service:
     """All parts of one running service, composed from its settings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, spool: Spool) -> None:
         streams = settings.binance.stream_names()
         groups = spread(streams)
         self._settings = settings
@@ -42,10 +46,12 @@ class Service:
         self._failed: list[Worker] = []
         self._telemetry = Telemetry(connections=len(groups))
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
+        self._spool = spool
+        refetchable = settings.kafka.topic_trades
         self._pipeline = Pipeline(
             [self._source(number, group) for number, group in enumerate(groups)],
             Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds),
-            self._sink,
+            Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
             self._telemetry,
             self._worker_ended,
         )
@@ -87,8 +93,8 @@ class Service:
         for worker in self._failed:
             self._explain(worker)
         metrics = self._telemetry.reported(final=True)
-        lost = metrics["messages_dropped"] + metrics["kafka_failed"] + metrics["mirror_failed"]
-        exit_code = 1 if lost or self._failed else 0
+        undelivered = ("messages_dropped", "messages_spooled", "messages_dead_lettered", "kafka_failed", "mirror_failed")
+        exit_code = 1 if any(metrics[name] for name in undelivered) or self._failed else 0
         self._telemetry.stopped(exit_code)
         return exit_code
 
@@ -129,7 +135,8 @@ class Service:
         reasons = {
             "not connected to the exchange": not self._telemetry.snapshot()["connected"],
             "not connected to Kafka": not self._sink.ready,
-            "the in-flight limit is reached: Kafka acknowledges too slowly": self._sink.in_flight.full,
+            "Kafka acknowledges nothing": self._sink.in_flight.stalled_seconds > _STALLED_SECONDS,
+            "the spool takes no more: events are lost": bool(self._spool.refusal),
         }
         return [reason for reason, holds in reasons.items() if holds]
 
@@ -141,7 +148,12 @@ def serve() -> int:
     except SettingsError as error:
         sys.stderr.write("".join(f"{fault}\n" for fault in error.faults))
         return 2
+    try:
+        spool = Spool(settings.spool)
+    except SpoolUnusable as error:
+        sys.stderr.write(f"SPOOL_PATH={str(settings.spool.path)!r}: a folder that this process can use alone; {error}\n")
+        return 2
     configure_logging(settings.logging.level, settings.logging.format)
     for variable, nearest in unknown_variables().items():
         get_logger("settings").warning("unknown_variable", variable=variable, nearest=nearest)
-    return Service(settings).run()
+    return Service(settings, spool).run()

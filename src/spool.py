@@ -78,6 +78,8 @@ class Spool:
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
         self.damaged: Path | None = None
+        self.refusal = ""
+        """Why the last `append` was refused; empty when it was not."""
         self._claim = _claimed(self._folder)
         try:
             self._database = self._opened()
@@ -98,6 +100,14 @@ class Spool:
         """
         if not events:
             return
+        try:
+            self._append(events)
+        except (SpoolFull, SpoolFailed) as error:
+            self.refusal = str(error)
+            raise
+        self.refusal = ""
+
+    def _append(self, events: Sequence[Event]) -> None:
         with self._lock:
             new = self._not_there(events)
             size = sum(_size(event) for event in new)

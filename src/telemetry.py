@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 from src.logger import get_logger
 
 if TYPE_CHECKING:
-    from src.events import Decoded
+    from collections.abc import Sequence
+
+    from src.events import Decoded, Event
 
 COUNTERS = {
     "messages_received": "events read from the exchange, after array splitting",
     "messages_processed": "events handed to the producer",
     "messages_skipped": "frames or array elements that are no event",
-    "messages_dropped": "events lost before the producer could take them",
+    "messages_dropped": "events lost because the disk did not take them",
+    "messages_dead_lettered": "events that Kafka will never take, set aside with the reason",
+    "messages_recovered": "events that an earlier run had left on disk",
+    "possible_duplicates": "events sent again because the answer to the first sending was lost",
     "kafka_produced": "events acknowledged by Kafka",
     "kafka_failed": "events that Kafka did not take",
     "bytes_sent": "bytes of acknowledged record values, before compression",
@@ -32,6 +37,7 @@ COUNTERS = {
 }
 GAUGES = {
     "messages_buffered": "events in the buffer",
+    "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
     "connected": "1 when every connection to the exchange is open",
 }
@@ -42,7 +48,8 @@ REASONS = ("messages_skipped", "messages_dropped", "kafka_failed")
 class Telemetry:
     """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
 
-    received = skipped + buffered + in flight + produced + failed + dropped, in events after array splitting.
+    received + recovered = skipped + buffered + in flight + spooled + produced + failed + dead-lettered + dropped,
+    in events after array splitting.
     """
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
@@ -50,6 +57,7 @@ class Telemetry:
         self._lock = threading.Lock()  # guards all counts
         self._counts: Counter[str] = Counter()
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
+        self._dropped_by_symbol: Counter[str] = Counter()
         self._connections = connections
         self._open: set[int] = set()
         self._last_message_ms: int | None = None
@@ -63,6 +71,7 @@ class Telemetry:
             metrics["last_message_time"] = _iso(self._last_message_ms)
             for name in REASONS:
                 metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
+            metrics["messages_dropped_by_symbol"] = dict(self._dropped_by_symbol)
         metrics["producer"] = {
             "messages_sent": metrics["kafka_produced"],
             "messages_failed": metrics["kafka_failed"],
@@ -102,20 +111,83 @@ class Telemetry:
             counts["messages_processed"] += events
             counts["buffer_flushes"] += 1
 
-    def dropped(self, events: int, reason: str) -> None:
-        """Count events lost between buffer and producer."""
-        with self._lock:
-            self._counts["messages_buffered"] -= events
-            self._counts["messages_dropped"] += events
-            self._by_reason["messages_dropped"][reason] += events
-        self._error("events_dropped", reason, count=events)
+    def spooled(self, events: int) -> None:
+        """Count events written to disk instead of being handed to the producer."""
+        self._move(events, "messages_buffered", "messages_spooled")
 
-    def buffer_abandoned(self) -> None:
-        """Count what a publishing thread that died has left behind; nothing after an orderly end."""
+    def resumed(self, events: int) -> None:
+        """Count events handed to the producer from disk."""
+        self._move(events, "messages_spooled", "messages_in_flight", also="messages_processed")
+
+    def returned(self, events: int, possible_duplicates: int) -> None:
+        """Count events that came back from the producer and are on disk, to be sent again."""
+        self._move(events, "messages_in_flight", "messages_spooled")
         with self._lock:
-            left = self._counts["messages_buffered"]
-        if left:
-            self.dropped(left, "not_published")
+            self._counts["possible_duplicates"] += possible_duplicates
+
+    def recovered(self, events: int) -> None:
+        """Count what an earlier run has left on disk."""
+        with self._lock:
+            self._counts["messages_recovered"] += events
+            self._counts["messages_spooled"] += events
+        self._log.info("spool_recovered", events=events)
+
+    def dropped(self, events: Sequence[Event], reason: str, was: str = "buffered", error: str = "") -> None:
+        """Count events that are lost, by reason and by symbol."""
+        if not events:
+            return
+        symbols = Counter((event.route.key or b"").decode() for event in events)
+        with self._lock:
+            self._counts[f"messages_{was}"] -= len(events)
+            self._counts["messages_dropped"] += len(events)
+            self._by_reason["messages_dropped"][reason] += len(events)
+            self._dropped_by_symbol.update(symbols)
+        self._error("events_dropped", reason, count=len(events), symbols=dict(symbols.most_common(5)), error=error)
+
+    def dead_lettered(self, events: Sequence[Event], reason: str, error: str) -> None:
+        """Count events that Kafka will never take."""
+        self._move(len(events), "messages_in_flight", "messages_dead_lettered")
+        topic = events[0].route.topic
+        self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
+
+    def not_secured(self, events: int, error: str) -> None:
+        """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""
+        self._error("in_flight_not_secured", "disk", count=events, error=error)
+
+    def spool_failing(self, error: str) -> None:
+        """Log that the disk did not give or delete what it holds; it is tried again."""
+        self._error("spool_failing", "disk", error=error)
+
+    def spool_damaged(self, path: str) -> None:
+        """Log that a file was found damaged and set aside."""
+        self._log.error("spool_damaged", set_aside_as=path)
+
+    def spooling_started(self) -> None:
+        """Log that events go to disk from here on."""
+        self._log.warning("spooling_started")
+
+    def spooling_ended(self) -> None:
+        """Log that the disk is empty and events go straight to Kafka again."""
+        self._log.info("spooling_ended")
+
+    def left_behind(self) -> None:
+        """Count what a thread that died has left in memory; nothing after an orderly end."""
+        with self._lock:
+            buffered, in_flight = self._counts["messages_buffered"], self._counts["messages_in_flight"]
+            for count, where in ((buffered, "messages_buffered"), (in_flight, "messages_in_flight")):
+                self._counts[where] -= count
+                self._counts["messages_dropped"] += count
+                if count:
+                    self._by_reason["messages_dropped"]["stage_failed"] += count
+        if buffered or in_flight:
+            self._error("events_dropped", "stage_failed", count=buffered + in_flight)
+
+    def _move(self, events: int, source: str, target: str, also: str | None = None) -> None:
+        with self._lock:
+            self._counts[source] -= events
+            self._counts[target] += events
+            if also:
+                self._counts[also] += events
 
     def acknowledged(self, events: int, size: int) -> None:
         """Count events whose records Kafka acknowledged, `size` bytes of values in all."""
@@ -125,13 +197,9 @@ class Telemetry:
             counts["kafka_produced"] += events
             counts["bytes_sent"] += size
 
-    def failed(self, events: int, reason: str, **context: object) -> None:
-        """Count events that Kafka did not take, by the name of the error."""
-        with self._lock:
-            self._counts["messages_in_flight"] -= events
-            self._counts["kafka_failed"] += events
-            self._by_reason["kafka_failed"][reason] += events
-        self._error("records_failed", reason, count=events, **context)
+    def producer_broken_off(self, error: BaseException) -> None:
+        """Log that the producer lost a record and is replaced; everything unacknowledged is sent again."""
+        self._warn("producer_broken_off", type(error).__name__, error=str(error))
 
     def mirrored(self, copies: int) -> None:
         """Count acknowledged copies to the raw topic, apart from the events themselves."""
