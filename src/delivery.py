@@ -53,7 +53,12 @@ class Delivery:
     """
 
     def __init__(
-        self, sink: KafkaSink, spool: Spool, refetchable: str, telemetry: Telemetry, on_exit: Callable[[Worker], None]
+        self,
+        sink: KafkaSink,
+        spool: Spool,
+        refetchable: str,
+        telemetry: Telemetry,
+        on_exit: Callable[[Worker], None],
     ) -> None:
         self._sink = sink
         self._spool = spool
@@ -207,7 +212,9 @@ class Delivery:
                 self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
             try:
                 self._spool.append(sorted(events, key=_seq))
-                self._telemetry.returned(len(events), possible_duplicates=len(events) * returned.fate.maybe_written)
+                self._telemetry.returned(
+                    len(events), possible_duplicates=len(events) * returned.fate.maybe_written
+                )
             except (SpoolFull, SpoolFailed) as error:
                 self._telemetry.dropped(events, "spool_full", was="in_flight", error=str(error))
         self._sink.in_flight.settle(len(events), sum(len(event.value) for event in events))

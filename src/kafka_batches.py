@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from src.events import Event
 
+
 class Fate(NamedTuple):
     """What is to be made of events that Kafka did not acknowledge."""
 

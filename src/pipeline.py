@@ -70,7 +70,7 @@ class Pipeline:
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        return all(worker.alive for worker in (*self._readers, self._publisher, self._delivery))
+        return self._delivery.alive and all(worker.alive for worker in (*self._readers, self._publisher))
 
     def _ingest(self, connection: BinanceConnection, decoder: EventDecoder) -> None:
         for chunk in connection.chunks():

@@ -93,7 +93,13 @@ class Service:
         for worker in self._failed:
             self._explain(worker)
         metrics = self._telemetry.reported(final=True)
-        undelivered = ("messages_dropped", "messages_spooled", "messages_dead_lettered", "kafka_failed", "mirror_failed")
+        undelivered = (
+            "messages_dropped",
+            "messages_spooled",
+            "messages_dead_lettered",
+            "kafka_failed",
+            "mirror_failed",
+        )
         exit_code = 1 if any(metrics[name] for name in undelivered) or self._failed else 0
         self._telemetry.stopped(exit_code)
         return exit_code
@@ -151,7 +157,9 @@ def serve() -> int:
     try:
         spool = Spool(settings.spool)
     except SpoolUnusable as error:
-        sys.stderr.write(f"SPOOL_PATH={str(settings.spool.path)!r}: a folder that this process can use alone; {error}\n")
+        sys.stderr.write(
+            f"SPOOL_PATH={str(settings.spool.path)!r}: a folder that this process can use alone; {error}\n"
+        )
         return 2
     configure_logging(settings.logging.level, settings.logging.format)
     for variable, nearest in unknown_variables().items():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from src.events import Event, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from config.settings import SpoolConfig
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FILE = "events.sqlite3"
 _ROW_OVERHEAD = 80  # bytes of a row beside its value: key, topic, type, SQLite's own
 _FREE_CHECK_SECONDS = 1.0
+_CLAIM_SECONDS = 3.0  # for a predecessor that is just stopping
 _AT_ONCE = 500  # parameters of one statement
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -162,7 +163,16 @@ class Spool:
         """Move events to the dead letters."""
         now = time.time_ns() // 1_000_000
         rows = [
-            (now, reason, error, each.route.topic, each.route.key, each.route.event_type, each.timestamp_ms, each.value)
+            (
+                now,
+                reason,
+                error,
+                each.route.topic,
+                each.route.key,
+                each.route.event_type,
+                each.timestamp_ms,
+                each.value,
+            )
             for each in events
         ]
         with self._lock, self._transaction() as database:
@@ -204,9 +214,7 @@ class Spool:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute(f"PRAGMA synchronous = {self._config.fsync}")
             database.executescript(_SCHEMA)
-            ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
+            _check(database)
         except BaseException:
             database.close()
             raise
@@ -242,7 +250,7 @@ class Spool:
             raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
         self._free_checked_at = now
 
-    def _event(  # noqa: PLR0913 - the columns of a row
+    def _event(  # noqa: PLR0913, PLR0917 - the columns of a row
         self, seq: int, topic: str, key: bytes | None, event_type: str, timestamp_ms: int, value: bytes
     ) -> Event:
         route = self._routes.get((topic, key, event_type))
@@ -251,6 +259,12 @@ class Spool:
                 self._routes.clear()
             route = self._routes[topic, key, event_type] = Route(event_type, topic, key, b"", 0, b"")
         return Event(route, value, timestamp_ms, seq)
+
+
+def _check(database: sqlite3.Connection) -> None:
+    ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
 
 
 def _size(event: Event) -> int:
@@ -272,12 +286,17 @@ def _claimed(folder: Path) -> int:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise SpoolUnusable(f"{folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise SpoolUnusable(f"{folder}: another process works on this spool") from None
-    return descriptor
+    deadline = time.monotonic() + _CLAIM_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise SpoolUnusable(f"{folder}: another process works on this spool") from None
+            time.sleep(0.1)
+        else:
+            return descriptor
 
 
 def _set_aside(path: Path) -> Path:
