@@ -142,7 +142,7 @@ class Service:
             "not connected to the exchange": not self._telemetry.snapshot()["connected"],
             "not connected to Kafka": not self._sink.ready,
             "Kafka acknowledges nothing": self._sink.in_flight.stalled_seconds > _STALLED_SECONDS,
-            "the spool takes no more: events are lost": bool(self._spool.refusal),
+            "the spool takes no more: events are lost": self._spool.refusing,
         }
         return [reason for reason, holds in reasons.items() if holds]
 

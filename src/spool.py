@@ -27,6 +27,7 @@ FILE = "events.sqlite3"
 _ROW_OVERHEAD = 80  # bytes of a row beside its value: key, topic, type, SQLite's own
 _FREE_CHECK_SECONDS = 1.0
 _CLAIM_SECONDS = 3.0  # for a predecessor that is just stopping
+_REFUSING_SECONDS = 30.0
 _AT_ONCE = 500  # parameters of one statement
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -79,8 +80,7 @@ class Spool:
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
         self.damaged: Path | None = None
-        self.refusal = ""
-        """Why the last `append` was refused; empty when it was not."""
+        self._refused_at = float("-inf")
         self._claim = _claimed(self._folder)
         try:
             self._database = self._opened()
@@ -103,10 +103,14 @@ class Spool:
             return
         try:
             self._append(events)
-        except (SpoolFull, SpoolFailed) as error:
-            self.refusal = str(error)
+        except (SpoolFull, SpoolFailed):
+            self._refused_at = time.monotonic()
             raise
-        self.refusal = ""
+
+    @property
+    def refusing(self) -> bool:
+        """Whether something could not be written within the last half minute."""
+        return time.monotonic() - self._refused_at < _REFUSING_SECONDS
 
     def _append(self, events: Sequence[Event]) -> None:
         with self._lock:
