@@ -444,7 +444,7 @@ class PublicAppender:
         for event in events:
             self._unsettled[id(event)] = event
             if self._ended:
-                self._tell(event, ProducerEnded("the producer has been ended"))
+                self._tell(event, ProducerEnded("the producer has been ended"), maybe_written=False)
                 continue
             try:
                 future = self._producer.send(
@@ -455,14 +455,15 @@ class PublicAppender:
                     timestamp_ms=event.timestamp_ms,
                 )
             except (errors.KafkaError, ValueError) as error:  # too large, topic or partition gone
-                self._tell(event, error)
+                self._tell(event, error, maybe_written=False)
             else:
                 future.add_callback(lambda _, event=event: self._tell(event, None))
                 future.add_errback(lambda error, event=event: self._tell(event, error))
 
-    def _tell(self, event: Event, error: BaseException | None) -> None:
+    def _tell(self, event: Event, error: BaseException | None, *, maybe_written: bool = True) -> None:
         if self._unsettled.pop(id(event), None) is not None:
-            _told(self._settle, [event], None if error is None else (lambda _: error), maybe_written=True)
+            error_of = None if error is None else (lambda _: error)
+            _told(self._settle, [event], error_of, maybe_written=maybe_written)
 
     def unsettled(self) -> list[Event]:
         """Return the events whose fate is not known yet, in no order; from any thread."""
