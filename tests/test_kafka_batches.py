@@ -16,7 +16,15 @@ from config.settings import KafkaConfig
 from sandbox.brokers import EmbeddedBroker
 from src import kafka_batches
 from src.events import Event, Route
-from src.kafka_batches import Appender, BatchAppender, PublicAppender, can_append_batches, fatal_error
+from src.kafka_batches import (
+    Appender,
+    BatchAppender,
+    Fate,
+    ProducerEnded,
+    PublicAppender,
+    can_append_batches,
+    fatal_error,
+)
 from src.kafka_producer import open_producer
 from tests.broker_fixtures import create_topics, read_all
 
@@ -48,10 +56,12 @@ class Fates:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.settled: list[tuple[Event, BaseException | None]] = []
+        self.of: dict[bytes, Fate] = {}
 
-    def __call__(self, events: list[Event], error: BaseException | None) -> None:
+    def __call__(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
         with self._changed:
             self.settled += [(event, error) for event in events]
+            self.of |= {event.value: fate for event in events}
             self._changed.notify_all()
 
     def wait_for(self, count: int, timeout: float = LIMIT) -> None:
@@ -141,6 +151,7 @@ def test_what_is_appended_is_read_back(
     appender.append(TopicPartition(topic, 1), events[5:])
     fates.wait_for(len(events))
     assert fates.acknowledged == values(events)
+    assert not appender.unsettled()
     assert [
         (one.partition, one.key, one.value, one.timestamp) for one in read_all(broker.bootstrap_servers, topic)
     ] == [(1, one.route.key, one.value, one.timestamp_ms) for one in events]
@@ -191,6 +202,7 @@ def test_a_record_too_large_fails_alone_and_the_producer_goes_on(
     fates.wait_for(510)
     delivered = values([one for one in events if one is not events[place]] + rest)
     assert fates.failed == [(events[place].value, MessageSizeTooLargeError)]
+    assert fates.of[events[place].value] == Fate(poison=True), "no broker takes it, however often it is sent"
     assert sorted(fates.acknowledged) == sorted(delivered)
     assert [one.value for one in read_all(broker.bootstrap_servers, topic)] == delivered
 
@@ -198,13 +210,13 @@ def test_a_record_too_large_fails_alone_and_the_producer_goes_on(
 def test_a_batch_that_is_split_again_and_again_arrives_whole(
     broker: Broker, make_topic: MakeTopic, open_appender: OpenAppender, fates: Fates
 ) -> None:
-    topic, events = make_topic(1, **{"max.message.bytes": "1500"}), numbered(200, size=400)
+    topic, events = make_topic(1, **{"max.message.bytes": "1500"}), numbered(400, size=400)
     appender = open_appender(broker.bootstrap_servers, topic, compression="none", batch_size=100_000, linger_ms=50)
-    appender.append(TopicPartition(topic, 0), events)
-    appender.append(TopicPartition(topic, 0), events)
+    appender.append(TopicPartition(topic, 0), events[:200])
+    appender.append(TopicPartition(topic, 0), events[200:])
     fates.wait_for(400)
     assert not fates.failed
-    assert [one.value for one in read_all(broker.bootstrap_servers, topic)] == values(events) * 2
+    assert [one.value for one in read_all(broker.bootstrap_servers, topic)] == values(events)
 
 
 def test_a_timestamp_that_the_broker_refuses_does_not_end_the_producer(
@@ -218,6 +230,7 @@ def test_a_timestamp_that_the_broker_refuses_does_not_end_the_producer(
         appender.append(TopicPartition(topic, 0), [one])
         fates.wait_for(number)
     assert fates.acknowledged in ([b"now", b"now"], [b"now", b"ahead", b"now"])  # not every broker minds
+    assert fates.of.get(b"ahead") in (Fate(poison=True), Fate())
     assert [one.value for one in read_all(broker.bootstrap_servers, topic)] == fates.acknowledged
 
 
@@ -238,11 +251,12 @@ def test_after_a_delivery_timeout_the_producer_goes_on(
     appender.append(TopicPartition("t", 0), [event(b"after")])
     fates.wait_for(102)
     assert {error for _, error in fates.failed} == {KafkaTimeoutError}
+    assert {fates.of[value] for value, _ in fates.failed} == {Fate(maybe_written=True)}, "the broker may have it"
     assert fates.acknowledged == [b"before", b"after"]
     assert read_all(own_broker.bootstrap_servers, "t")[-1].value == b"after"
 
 
-def test_a_producer_that_is_stopped_fails_what_is_unacknowledged_once(own_broker: Broker, fates: Fates) -> None:
+def test_what_a_stopped_producer_had_not_delivered_comes_back_once(own_broker: Broker, fates: Fates) -> None:
     create_topics(own_broker.bootstrap_servers, ["t"], partitions=3)
     with ended_afterwards() as producers:
         producers.append(open_producer(KafkaConfig(bootstrap_servers=(own_broker.bootstrap_servers,))))
@@ -253,12 +267,51 @@ def test_a_producer_that_is_stopped_fails_what_is_unacknowledged_once(own_broker
         own_broker.freeze()
         for partition in (0, 1, 2):
             appender.append(TopicPartition("t", partition), numbered(3_000))
+        assert len(appender.unsettled()) == 9_000
         appender.stop(5.0)
         fates.wait_for(9_001)
+        assert not appender.unsettled()
         assert not producers[0]._sender.is_alive()
-        with pytest.raises(RuntimeError, match="closed"):
-            appender.append(TopicPartition("t", 0), [event(b"late")])
+        appender.append(TopicPartition("t", 0), [event(b"late")])
+        fates.wait_for(9_002)
+    assert fates.failed[-1] == (b"late", ProducerEnded)
+    assert fates.of[b"late"] == Fate(), "it never left"
     assert fates.acknowledged == [b"before"]
+
+
+def test_a_producer_that_is_stopped_amid_acknowledgements_tells_each_fate_once(
+    broker: Broker, make_topic: MakeTopic, open_appender: OpenAppender, fates: Fates
+) -> None:
+    topic, events = make_topic(), numbered(3_000, size=100)
+    appender = open_appender(broker.bootstrap_servers, topic, linger_ms=0, batch_size=1_000)
+    appender.append(TopicPartition(topic, 0), events)
+    wait_until(lambda: len(fates.settled) > 0)
+    appender.stop(5.0)
+    fates.wait_for(3_000)
+    assert sorted(value for value in fates.of) == sorted(values(events))
+    read = [one.value for one in read_all(broker.bootstrap_servers, topic)]
+    assert set(fates.acknowledged) <= set(read)
+    unacknowledged = [value for value in read if value not in set(fates.acknowledged)]
+    assert all(fates.of[value].maybe_written for value in unacknowledged), "what may be there twice is counted"
+
+
+def test_a_producer_that_was_broken_off_sends_nothing_more(own_broker: Broker, fates: Fates) -> None:
+    create_topics(own_broker.bootstrap_servers, ["t"])
+    with ended_afterwards() as producers:
+        config = KafkaConfig(bootstrap_servers=(own_broker.bootstrap_servers,), linger_ms=60_000)
+        producers.append(open_producer(config))
+        producers[0].partitions_for("t")
+        appender = BatchAppender(producers[0], fates)
+        appender.append(TopicPartition("t", 0), numbered(100))
+        appender.break_off()
+        fates.wait_for(100)
+        producers[0]._sender.join(LIMIT)
+        appender.append(TopicPartition("t", 0), [event(b"late")])
+        fates.wait_for(101)
+        appender.stop(5.0)
+    assert not fates.acknowledged
+    assert set(fates.of.values()) == {Fate()}, "nothing of it ever left"
+    assert not read_all(own_broker.bootstrap_servers, "t")
 
 
 def test_what_lingers_is_sent_when_there_is_a_hurry(
@@ -281,6 +334,7 @@ def test_without_metadata_records_fail_instead_of_blocking(
         appender.append(TopicPartition(make_topic(), 0), numbered(10))  # nobody has asked for this topic yet
         assert time.monotonic() - started < 1.0
     assert [error for _, error in fates.failed] == [KafkaTimeoutError] * 10
+    assert set(fates.of.values()) == {Fate()}, "they never left"
 
 
 @pytest.mark.parametrize("partition", [0, 7])

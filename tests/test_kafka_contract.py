@@ -15,7 +15,14 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 
 from src import kafka_batches
 from src.events import Event, Route
-from src.kafka_batches import BatchAppender, PublicAppender, appender_for, can_append_batches, fatal_error
+from src.kafka_batches import (
+    BatchAppender,
+    Fate,
+    PublicAppender,
+    appender_for,
+    can_append_batches,
+    fatal_error,
+)
 from src.kafka_producer import _Partitions
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ def producer_like(batches: RecordAccumulator) -> SimpleNamespace:
     )
 
 
-def ignored(_events: list[Event], _error: BaseException | None) -> None:
+def ignored(_events: list[Event], _error: BaseException | None, _fate: Fate) -> None:
     pass
 
 
@@ -166,7 +173,7 @@ def test_the_sender_is_woken_for_a_new_batch_and_for_a_full_one() -> None:
 def test_events_follow_the_halves_of_a_batch_that_was_split_and_no_others_join_them() -> None:
     settled: list[tuple[bytes, str | None]] = []
 
-    def note(events: list[Event], error: BaseException | None) -> None:
+    def note(events: list[Event], error: BaseException | None, _fate: Fate) -> None:
         settled.extend((event.value, error and str(error)) for event in events)
 
     producer = producer_like(accumulator())
