@@ -105,14 +105,6 @@ def partition_count(producer: KafkaProducer, topic: str) -> int | None:
         return None
 
 
-def fatal_error(producer: KafkaProducer) -> BaseException | None:
-    """Return what ended an idempotent producer for good: it fails whatever it is given from then on."""
-    manager = getattr(producer, "_transaction_manager", None)
-    if manager is None or not manager.has_fatal_error():
-        return None
-    return manager.last_error or RuntimeError("the producer is in its fatal state")
-
-
 class Producer(KafkaProducer):  # type: ignore[misc]  # no types
     """A producer that outlives a refused batch, a delivery timeout and a slow broker (see `_Sequences`)."""
 

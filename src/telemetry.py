@@ -226,10 +226,6 @@ class Telemetry:
         """Log that the brokers or a topic cannot be reached; events wait meanwhile."""
         self._warn("kafka_unavailable", f"{type(error).__name__}: {error}", **context)
 
-    def producer_failed(self, error: BaseException) -> None:
-        """Log that the producer is beyond repair: whatever it is given fails from here on."""
-        self._error("kafka_producer_failed", type(error).__name__, error=str(error), fix="restart the service")
-
     # The connection to the exchange
 
     def connection_attempt(self, connection: int, url: str, *, again: bool) -> None:

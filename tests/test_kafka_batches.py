@@ -23,7 +23,6 @@ from src.kafka_batches import (
     ProducerEnded,
     PublicAppender,
     can_append_batches,
-    fatal_error,
 )
 from src.kafka_producer import open_producer
 from tests.broker_fixtures import create_topics, read_all
@@ -354,5 +353,4 @@ def test_the_producer_of_the_service_takes_batches_and_is_mended(broker: Broker)
     with ended_afterwards() as producers:
         producers.append(open_producer(KafkaConfig(bootstrap_servers=(broker.bootstrap_servers,))))
         assert can_append_batches(producers[0])
-        assert fatal_error(producers[0]) is None
         assert type(producers[0]._transaction_manager) is kafka_batches._Sequences

@@ -10,7 +10,6 @@ import pytest
 from kafka import TopicPartition
 from kafka.partitioner.default import DefaultPartitioner
 from kafka.producer.record_accumulator import RecordAccumulator
-from kafka.producer.transaction_manager import TransactionManager
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from src import kafka_batches
@@ -21,7 +20,6 @@ from src.kafka_batches import (
     PublicAppender,
     appender_for,
     can_append_batches,
-    fatal_error,
 )
 from src.kafka_producer import _Partitions
 
@@ -274,15 +272,3 @@ def test_an_older_message_format_is_written_one_by_one() -> None:
 
 def test_the_builder_knows_no_batch_while_it_is_empty() -> None:
     assert MemoryRecordsBuilder(2, 0, 1_000)._builder._num_records == 0
-
-
-def test_a_producer_without_idempotence_has_no_fatal_error() -> None:
-    assert fatal_error(producer_like(accumulator())) is None
-
-
-def test_a_fatal_error_of_the_producer_is_found() -> None:
-    producer = producer_like(accumulator())
-    producer._transaction_manager = TransactionManager()
-    assert fatal_error(producer) is None
-    producer._transaction_manager.transition_to_fatal_error(error := RuntimeError("gone"))
-    assert fatal_error(producer) is error
