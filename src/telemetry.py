@@ -310,17 +310,17 @@ class Telemetry:
         self._log.info("service_metrics", **metrics, **({"final": True} if final else {}))
         return metrics
 
-    def _warn(self, event: str, reason: str, **context: object) -> None:
-        if (repeats := self._repeats.count((event, reason))) is not None:
-            self._log.warning(event, reason=reason, repeats=repeats, **context)
+    def _warn(self, event: str, reason: str, count: int = 1, **context: object) -> None:
+        if (counted := self._repeats.add((event, reason), count)) is not None:
+            self._log.warning(event, reason=reason, count=counted, **context)
 
-    def _error(self, event: str, reason: str, **context: object) -> None:
-        if (repeats := self._repeats.count((event, reason))) is not None:
-            self._log.error(event, reason=reason, repeats=repeats, **context)
+    def _error(self, event: str, reason: str, count: int = 1, **context: object) -> None:
+        if (counted := self._repeats.add((event, reason), count)) is not None:
+            self._log.error(event, reason=reason, count=counted, **context)
 
 
 class _Repeats:
-    """Says of each kind of line, once a minute, how often it occurred since it was last said."""
+    """Says of each kind of line, once a minute, how much has come together since it was last said."""
 
     def __init__(self, interval: float, kinds: int = 1000) -> None:
         self._interval = interval
@@ -328,18 +328,18 @@ class _Repeats:
         self._lock = threading.Lock()  # guards _seen
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def count(self, kind: tuple[str, str]) -> int | None:
-        """Count an occurrence; return the number to log, None when the line is to be held back."""
+    def add(self, kind: tuple[str, str], count: int) -> int | None:
+        """Count; return the number to log, None when the line is to be held back."""
         now = time.monotonic()
         with self._lock:
             if len(self._seen) >= self._kinds:
                 self._seen.clear()
             said_at, held_back = self._seen.get(kind, (-self._interval, 0))
             if now - said_at < self._interval:
-                self._seen[kind] = (said_at, held_back + 1)
+                self._seen[kind] = (said_at, held_back + count)
                 return None
             self._seen[kind] = (now, 0)
-            return held_back + 1
+            return held_back + count
 
 
 def _iso(epoch_ms: int | None) -> str | None:
