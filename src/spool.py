@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import sqlite3
@@ -76,9 +77,11 @@ class Spool:
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
         self._folder: Path = config.path
-        self._lock = threading.Lock()  # guards the connection, the counts and the cache of routes
+        self._lock = threading.Lock()  # guards the connection, the counts, the cache of routes and _evicted
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
+        self._evicted: dict[str, tuple[int, int]] = {}
+        """By topic: between these numbers nothing of it is left that `evict` has not taken."""
         self.damaged: Path | None = None
         self._refused_at = float("-inf")
         self._claim = _claimed(self._folder)
@@ -115,6 +118,8 @@ class Spool:
     def _append(self, events: Sequence[Event]) -> None:
         with self._lock:
             new = self._not_there(events)
+            if not new:
+                return
             size = sum(_size(event) for event in new)
             if self.bytes + size > self._config.max_bytes:
                 raise SpoolFull(f"SPOOL_MAX_BYTES ({self._config.max_bytes}) is reached")
@@ -127,7 +132,15 @@ class Spool:
                 database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
             self.count += len(new)
             self.bytes += size
-            self.last_seq = max(self.last_seq, events[-1].seq)
+            self.last_seq = max(self.last_seq, new[-1].seq)
+            for topic, (_, up_to) in tuple(self._evicted.items()):
+                if new[0].seq <= up_to:  # it has come back, and may go as well
+                    del self._evicted[topic]
+
+    def absent(self, events: Sequence[Event]) -> list[Event]:
+        """Return those events that are not on disk, by ascending sequence number."""
+        with self._lock:
+            return self._not_there(events)
 
     def read(self, after: int, limit: int) -> list[Event]:
         """Return up to `limit` events with sequence numbers above `after`, lowest first."""
@@ -137,28 +150,28 @@ class Spool:
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Delete events by sequence number; numbers that are not there do no harm."""
-        with self._lock, self._transaction() as database:
-            for start in range(0, len(numbers), _AT_ONCE):
-                part = numbers[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(part))
-                deleted = database.execute(
-                    f"DELETE FROM events WHERE seq IN ({marks}) RETURNING LENGTH(value)",  # noqa: S608
-                    part,
-                ).fetchall()
-                self.count -= len(deleted)
-                self.bytes -= sum(length + _ROW_OVERHEAD for (length,) in deleted)
+        with self._lock:
+            with self._transaction() as database:
+                deleted = _delete(database, numbers)
+            self._forget(deleted)
 
     def evict(self, topic: str, size: int, not_before: int) -> list[Event]:
         """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them."""
         query = f"SELECT {_COLUMNS} FROM events WHERE topic = ? AND seq > ? ORDER BY seq"  # noqa: S608
         victims: list[Event] = []
-        with self._lock, _translated():
-            for row in self._database.execute(query, (topic, not_before)):
-                victims.append(self._event(*row))
-                size -= _size(victims[-1])
-                if size <= 0:
-                    break
-        self.remove([event.seq for event in victims])
+        with self._lock:
+            begin, up_to = self._evicted.get(topic, (not_before, not_before))
+            if not begin <= not_before <= up_to:
+                begin = up_to = not_before
+            with self._transaction() as database:
+                for row in database.execute(query, (topic, up_to)):
+                    victims.append(self._event(*row))
+                    size -= _size(victims[-1])
+                    if size <= 0:
+                        break
+                deleted = _delete(database, [event.seq for event in victims])
+            self._forget(deleted)
+            self._evicted[topic] = (begin, victims[-1].seq if size <= 0 and victims else max(up_to, self.last_seq))
         return victims
 
     # What Kafka will never take
@@ -179,9 +192,11 @@ class Spool:
             )
             for each in events
         ]
-        with self._lock, self._transaction() as database:
-            database.executemany("INSERT INTO dead_letters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self.remove([event.seq for event in events])
+        with self._lock:
+            with self._transaction() as database:
+                database.executemany("INSERT INTO dead_letters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                deleted = _delete(database, [event.seq for event in events])
+            self._forget(deleted)
 
     def dead_letters(self, after: int = 0, limit: int = 1000) -> list[DeadLetter]:
         """Return dead letters with ids above `after`, oldest first."""
@@ -236,20 +251,26 @@ class Spool:
                     self._database.execute("ROLLBACK")
                 raise
 
-    def _not_there(self, events: Sequence[Event]) -> Sequence[Event]:
-        first, last = events[0].seq, events[-1].seq
-        if first > self.last_seq:
-            return events
-        query = "SELECT seq FROM events WHERE seq BETWEEN ? AND ?"
-        with _translated():
-            there = {number for (number,) in self._database.execute(query, (first, last))}
-        return [event for event in events if event.seq not in there]
+    def _not_there(self, events: Sequence[Event]) -> list[Event]:
+        by_number = {event.seq: event for event in events}
+        first, last = min(by_number), max(by_number)
+        if first <= self.last_seq:
+            query = "SELECT seq FROM events WHERE seq BETWEEN ? AND ?"
+            with _translated():
+                for (number,) in self._database.execute(query, (first, last)):
+                    by_number.pop(number, None)
+        return [by_number[number] for number in sorted(by_number)]
+
+    def _forget(self, deleted: list[int]) -> None:
+        self.count -= len(deleted)
+        self.bytes -= sum(deleted)
 
     def _check_free_space(self) -> None:
         now = time.monotonic()
         if now - self._free_checked_at < _FREE_CHECK_SECONDS:
             return
-        free = shutil.disk_usage(self._folder).free
+        with _translated():
+            free = shutil.disk_usage(self._folder).free
         if free < self._config.min_free_bytes:
             raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
         self._free_checked_at = now
@@ -279,8 +300,19 @@ def _size(event: Event) -> int:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise SpoolFailed(str(error)) from error
+
+
+def _delete(database: sqlite3.Connection, numbers: Sequence[int]) -> list[int]:
+    """Delete rows; return the size of each, as it counts."""
+    sizes: list[int] = []
+    for start in range(0, len(numbers), _AT_ONCE):
+        part = numbers[start : start + _AT_ONCE]
+        marks = ",".join("?" * len(part))
+        statement = f"DELETE FROM events WHERE seq IN ({marks}) RETURNING LENGTH(value)"  # noqa: S608
+        sizes += [length + _ROW_OVERHEAD for (length,) in database.execute(statement, part)]
+    return sizes
 
 
 def _claimed(folder: Path) -> int:
@@ -305,7 +337,8 @@ def _claimed(folder: Path) -> int:
 
 def _set_aside(path: Path) -> Path:
     """Rename a damaged file and what belongs to it; return the new name."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}")
+    name = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    aside = next(new for number in itertools.count(1) if not (new := path.with_name(f"{name}-{number}")).exists())
     for suffix in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
