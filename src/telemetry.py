@@ -222,9 +222,9 @@ class Telemetry:
         if not batchwise:
             self._log.warning("kafka_library_changed", effect="records are sent one by one, slower")
 
-    def kafka_unavailable(self, error: BaseException, **context: object) -> None:
+    def kafka_unavailable(self, error: BaseException, bootstrap_servers: Sequence[str]) -> None:
         """Log that the brokers or a topic cannot be reached; events wait meanwhile."""
-        self._warn("kafka_unavailable", f"{type(error).__name__}: {error}", **context)
+        self._warn("kafka_unavailable", f"{type(error).__name__}: {error}", bootstrap_servers=bootstrap_servers)
 
     # The connection to the exchange
 
