@@ -110,6 +110,13 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # no types
 
     _state: TransactionManager | None = None
 
+    def __init__(self, **configs: Any) -> None:  # noqa: ANN401 - the library's
+        super().__init__(**configs)
+        with contextlib.suppress(
+            AttributeError
+        ):  # 3.0.12 does not pass it on, so brokers made topics of their own
+            self._metadata.config["allow_auto_create_topics"] = self.config["allow_auto_create_topics"]
+
     @property
     def _transaction_manager(self) -> TransactionManager | None:
         return self._state
@@ -400,9 +407,8 @@ class BatchAppender:
         """End the producer by force: its orderly end spins and logs while it has no producer id."""
         self._sender.force_close()
         self._sender.join(timeout)
-        if not self._sender.is_alive():
-            with contextlib.suppress(errors.KafkaError):
-                self._producer.close(timeout=0)
+        with contextlib.suppress(errors.KafkaError):  # otherwise its exit handler waits, and complains
+            self._producer.close(timeout=0)
         ended = ProducerEnded("the producer was ended by force")
         for part in self._unsettled.copy():  # its thread may wait for a broker a while longer
             self.tell(part, lambda _: ended, maybe_written=True)

@@ -59,6 +59,7 @@ def producer_options(kafka: KafkaConfig) -> dict[str, Any]:
         "delivery_timeout_ms": max(120_000, kafka.linger_ms + 60_000),
         "compression_type": None if kafka.compression == "none" else kafka.compression,
         "max_request_size": _MAX_REQUEST_BYTES,
+        "allow_auto_create_topics": False,  # a deleted topic is made again as wanted, not as the broker's default
         "bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000),
         "max_block_ms": int(_BOOTSTRAP_SECONDS * 1000),
         "reconnect_backoff_max_ms": 2_000,
