@@ -354,3 +354,4 @@ def test_the_producer_of_the_service_takes_batches_and_is_mended(broker: Broker)
         producers.append(open_producer(KafkaConfig(bootstrap_servers=(broker.bootstrap_servers,))))
         assert can_append_batches(producers[0])
         assert type(producers[0]._transaction_manager) is kafka_batches._Sequences
+        assert producers[0]._metadata.config["allow_auto_create_topics"] is False

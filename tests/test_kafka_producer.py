@@ -1,4 +1,4 @@
-"""The sink delivers in order, stays within its bounds, never waits, and accounts for every event."""
+"""Sink, delivery and spool together: in order, within the bounds, never waiting, every event accounted for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 from collections import defaultdict
@@ -24,13 +23,16 @@ from kafka.errors import ClusterAuthorizationFailedError
 from kafka.partitioner.default import murmur2
 from structlog.testing import capture_logs
 
-from config.settings import DeliveryConfig, KafkaConfig
+from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
 from src.deadline import Deadline
+from src.delivery import Delivery
 from src.events import Decoded, Event, Route
 from src.kafka_batches import BatchAppender, PublicAppender
 from src.kafka_producer import KafkaSink, open_producer
+from src.spool import Spool
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Record, Topics, fresh_topics, read_all
+from tests.service_fixtures import balanced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,58 +63,80 @@ def wait_until(holds: Condition, timeout: float = LIMIT) -> None:
 
 
 class Rig:
-    """A sink with its telemetry, fed as the pipeline feeds it."""
+    """A sink with its delivery and spool, fed as the pipeline feeds them."""
 
     def __init__(
-        self, kafka: KafkaConfig, records: int = 200_000, size: int = 100_000_000, **hooks: Callable[..., object]
+        self,
+        kafka: KafkaConfig,
+        folder: Path,
+        records: int = 200_000,
+        size: int = 100_000_000,
+        make_producer: Callable[[KafkaConfig], KafkaProducer] = open_producer,
+        **hooks: Callable[..., object],
     ) -> None:
         self.telemetry = Telemetry()
         self.ended: list[Worker] = []
-        delivery = DeliveryConfig(max_in_flight_records=records, max_in_flight_bytes=size)
-        self.sink = KafkaSink(kafka, delivery, self.telemetry, self.ended.append, **hooks)
-        self.admitted: list[Event] = []
+        self.producers: list[KafkaProducer] = []
+        self._make_producer = make_producer
+        bound = DeliveryConfig(max_in_flight_records=records, max_in_flight_bytes=size)
+        hooks["make_producer"] = self._noted_producer
+        self.sink = KafkaSink(kafka, bound, self.telemetry, self.ended.append, **hooks)
+        self.spool = Spool(SpoolConfig(path=folder, min_free_bytes=0))
+        self.delivery = Delivery(self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append)
+        self.accepted: list[Event] = []
         self.slowest = 0.0
+        self._closed = False
+
+    def _noted_producer(self, kafka: KafkaConfig) -> KafkaProducer:
+        self.producers.append(self._make_producer(kafka))
+        return self.producers[-1]
 
     def start(self) -> None:
-        self.sink.start()
+        self.delivery.start()
         wait_until(lambda: self.sink.ready)
 
-    def send(self, events: list[Event]) -> list[Event]:
-        """Send as the pipeline does; return what was handed back, which is counted as dropped."""
+    def send(self, events: list[Event]) -> None:
+        """Send as the pipeline does, and remember it."""
+        self.offer(events)
+        self.accepted += events
+
+    def offer(self, events: list[Event]) -> None:
+        """Send as the pipeline does."""
         self.telemetry.received(Decoded(events, [], [], []), NOW)
         started = time.monotonic()
-        rest = self.sink.send(events)
+        self.delivery.accept(events)
         self.slowest = max(self.slowest, time.monotonic() - started)
-        if rest:
-            self.telemetry.dropped(len(rest), "in_flight_limit")
-        self.admitted += events[: len(events) - len(rest)]
         self.assert_all_accounted_for()
-        return rest
 
     def count(self, name: str) -> int:
         counted: int = self.telemetry.snapshot()[name]
         return counted
 
     def wait_for_delivery(self) -> None:
-        wait_until(lambda: not self.sink.in_flight.records)
-        wait_until(lambda: not self.count("messages_in_flight"))  # counted a moment after it is released
+        """Wait until Kafka has acknowledged everything and the disk is empty."""
+        wait_until(lambda: self.count("kafka_produced") == len(self.accepted) + self.count("messages_recovered"))
+        wait_until(lambda: not self.sink.in_flight.records)  # released a moment after it is counted
+        wait_until(lambda: not self.spool.count)
 
     def close(self, seconds: float) -> float:
-        """Close the sink and return how long that took."""
+        """Close everything and return how long that took."""
         started = time.monotonic()
-        self.sink.close(Deadline(seconds))
+        if not self._closed:
+            self._closed = True
+            self.delivery.close(Deadline(seconds))
         return time.monotonic() - started
 
     def assert_all_accounted_for(self) -> None:
-        now = self.telemetry.snapshot()
-        parts = ("skipped", "buffered", "in_flight", "dropped")
-        known = sum(now[f"messages_{part}"] for part in parts) + now["kafka_produced"] + now["kafka_failed"]
-        assert now["messages_received"] == known
+        assert balanced(self.telemetry.snapshot())
 
-    def assert_settled(self, produced: int, failed: int = 0) -> None:
+    def assert_settled(self, produced: int, spooled: int = 0) -> None:
+        """Nothing is under way, nothing is lost."""
         self.assert_all_accounted_for()
         now = self.telemetry.snapshot()
-        assert (now["kafka_produced"], now["kafka_failed"]) == (produced, failed)
+        assert (now["kafka_produced"], now["messages_spooled"]) == (produced, spooled)
+        assert self.spool.count == spooled
+        lost = ("messages_dropped", "messages_dead_lettered", "kafka_failed")
+        assert [now[name] for name in lost] == [0, 0, 0]
         assert (now["messages_in_flight"], now["messages_buffered"]) == (0, 0)
         assert (self.sink.in_flight.records, self.sink.in_flight.bytes) == (0, 0)
         assert [worker.failure for worker in self.ended if worker.failure] == []
@@ -127,20 +151,20 @@ def sockets_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture
-def make_rig() -> Iterator[MakeRig]:
+def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
     """Make rigs; each is closed afterwards, without patience."""
     made: list[Rig] = []
 
-    def make(kafka: KafkaConfig, **more: object) -> Rig:
-        made.append(Rig(kafka, **more))
+    def make(kafka: KafkaConfig, folder: str = "", **more: object) -> Rig:
+        made.append(Rig(kafka, tmp_path / (folder or f"spool-{len(made)}"), **more))
         return made[-1]
 
     yield make
     for rig in made:
-        rig.close(1.0)
-        if rig.sink._producer is not None:  # of the public way, it goes on by itself
-            rig.sink._producer._sender.force_close()
-            rig.sink._producer._sender.join(LIMIT)
+        rig.close(2.5)
+        for producer in rig.producers:  # one of the public way goes on by itself
+            producer._sender.force_close()
+            producer._sender.join(LIMIT)
         rig.assert_all_accounted_for()
         assert not rig.count("messages_in_flight")
 
@@ -203,6 +227,14 @@ def assert_exactly_delivered(topics: Topics, events: list[Event]) -> None:
     assert all(found == list(range(len(found))) for found in offsets.values())
 
 
+def assert_delivered_with_known_duplicates(rig: Rig, topics: Topics, events: list[Event]) -> None:
+    """Each event, in order per key at its first coming, and no more of them twice than were counted."""
+    records = read_all(topics.bootstrap_servers, *topics.names)
+    assert len(events) <= len(records) <= len(events) + rig.count("possible_duplicates")
+    streams = {each: list(dict.fromkeys(found)) for each, found in read_streams(records).items()}
+    assert streams == by_topic_and_key(events)
+
+
 def send_in_chunks(rig: Rig, feed: Feed, count: int, chunk: int = 200) -> None:
     for _ in range(count // chunk):
         rig.send(feed.events(chunk))
@@ -219,8 +251,8 @@ def test_events_arrive_once_and_in_order(topics: Topics, make_rig: MakeRig, make
     send_in_chunks(rig, Feed(topics), 20_000)
     assert rig.close(15.0) < 10.0
     rig.assert_settled(produced=20_000)
-    assert rig.count("bytes_sent") == sum(len(event.value) for event in rig.admitted)
-    assert_exactly_delivered(topics, rig.admitted)
+    assert rig.count("bytes_sent") == sum(len(event.value) for event in rig.accepted)
+    assert_exactly_delivered(topics, rig.accepted)
 
 
 @kafka_test
@@ -231,16 +263,15 @@ def test_closing_under_full_load_delivers_everything(topics: Topics, make_rig: M
     assert rig.sink.in_flight.records > 0
     assert rig.close(20.0) < 10.0
     rig.assert_settled(produced=50_000)
-    assert_exactly_delivered(topics, rig.admitted)
+    assert_exactly_delivered(topics, rig.accepted)
 
 
 @kafka_test
-def test_what_comes_after_the_close_is_handed_back(topics: Topics, make_rig: MakeRig) -> None:
+def test_a_closed_sink_takes_nothing(topics: Topics, make_rig: MakeRig) -> None:
     rig = make_rig(config(topics))
     rig.start()
     rig.close(5.0)
-    events = Feed(topics).events(10)
-    assert rig.send(events) == events
+    assert rig.sink.send(Feed(topics).events(10)) == 0
     assert not rig.sink.ready
     rig.assert_settled(produced=0)
 
@@ -252,11 +283,11 @@ def test_copies_to_the_raw_topic_are_counted_apart(topics: Topics, make_rig: Mak
     send_in_chunks(rig, Feed(topics), 3_000)
     rig.close(15.0)
     rig.assert_settled(produced=3_000)
-    others = [event for event in rig.admitted if event.route.topic != topics.raw]
+    others = [event for event in rig.accepted if event.route.topic != topics.raw]
     assert rig.count("mirror_produced") == len(others)
     assert rig.count("mirror_failed") == 0
     raw = [one.value for one in read_all(topics.bootstrap_servers, topics.raw)]
-    assert sorted(raw) == sorted(event.value for event in rig.admitted)
+    assert sorted(raw) == sorted(event.value for event in rig.accepted)
     apart = read_streams(read_all(topics.bootstrap_servers, topics.trades, topics.depth))
     assert apart == by_topic_and_key(others)
 
@@ -279,7 +310,7 @@ def test_a_frozen_broker_loses_and_doubles_nothing(own_broker: Broker, make_rig:
     send_in_chunks(rig, feed, 2_000)
     rig.wait_for_delivery()
     rig.assert_settled(produced=8_000)
-    assert_exactly_delivered(topics, rig.admitted)
+    assert_exactly_delivered(topics, rig.accepted)
 
 
 @kafka_test
@@ -301,7 +332,7 @@ def test_a_killed_broker_that_returns_with_its_data_loses_and_doubles_nothing(
     send_in_chunks(rig, feed, 2_000)
     rig.wait_for_delivery()
     rig.assert_settled(produced=8_000)
-    assert_exactly_delivered(topics, rig.admitted)
+    assert_exactly_delivered(topics, rig.accepted)
 
 
 @kafka_test
@@ -321,7 +352,7 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(220):
-        rig.send(feed.events(200))
+        rig.offer(feed.events(200))
         assert rig.sink.in_flight.records <= 5_000
         assert rig.sink.in_flight.bytes <= 400_000
         assert rig.sink._copies_in_flight.records <= 5_000
@@ -331,12 +362,14 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
     assert after - before < 300_000
     assert rig.sink.in_flight.full
     assert rig.slowest < 0.25  # 0.02 on an idle machine; two processors are shared with other tests
-    assert rig.count("messages_dropped") == 50_000 - len(rig.admitted)
+    rig.accepted = Feed(topics, size=100).events(50_000)
+    assert rig.count("messages_spooled") > 40_000
     own_broker.thaw()
     rig.wait_for_delivery()
-    rig.assert_settled(produced=len(rig.admitted))
+    rig.assert_settled(produced=50_000)
+    assert rig.count("possible_duplicates") == 0
     if not mirror:
-        assert_exactly_delivered(topics, rig.admitted)
+        assert_exactly_delivered(topics, rig.accepted)
 
 
 @kafka_test
@@ -352,15 +385,39 @@ def test_closing_before_a_frozen_broker_ends_in_time(
     own_broker.freeze()
     rig.send(Feed(topics).events(2_000))
     assert rig.close(3.0) < 3.2
-    rig.assert_settled(produced=len(first), failed=2_000)
-    assert rig.telemetry.snapshot()["kafka_failed_by_reason"] == {"undelivered_at_shutdown": 2_000}
-    own_broker.thaw()  # what may be acknowledged from here on must not count again
-    rig.sink._producer._sender.join(5.0 if make_appender is BatchAppender else 0.5)
-    rig.assert_settled(produced=len(first), failed=2_000)
+    rig.assert_settled(produced=len(first), spooled=2_000)
+    own_broker.thaw()  # what may be acknowledged from here on must not count any more
+    rig.producers[0]._sender.join(5.0 if make_appender is BatchAppender else 0.5)
+    rig.assert_settled(produced=len(first), spooled=2_000)
 
 
 @kafka_test
-def test_events_of_a_delivery_timeout_fail_and_later_ones_arrive(own_broker: Broker, make_rig: MakeRig) -> None:
+def test_what_a_close_left_on_disk_is_delivered_by_the_next_run(own_broker: Broker, make_rig: MakeRig) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    feed = Feed(topics)
+    rig = make_rig(config(topics), folder="kept")
+    rig.start()
+    rig.send(feed.events(50))
+    rig.wait_for_delivery()
+    own_broker.freeze()
+    send_in_chunks(rig, feed, 2_000)
+    rig.close(3.0)
+    own_broker.thaw()
+    again = make_rig(config(topics), folder="kept")
+    again.start()
+    assert again.count("messages_recovered") == 2_000
+    send_in_chunks(again, feed, 2_000)
+    again.wait_for_delivery()
+    again.assert_settled(produced=4_000)
+    streams = read_streams(read_all(topics.bootstrap_servers, *topics.names))
+    distinct = {each: list(dict.fromkeys(found)) for each, found in streams.items()}
+    assert distinct == by_topic_and_key(rig.accepted + again.accepted)
+
+
+@kafka_test
+def test_events_of_a_delivery_timeout_are_sent_again_before_later_ones(
+    own_broker: Broker, make_rig: MakeRig
+) -> None:
     topics = fresh_topics(own_broker.bootstrap_servers)
     patience = {"request_timeout_ms": 500, "delivery_timeout_ms": 1_500}
     rig = make_rig(config(topics), make_producer=partial(open_producer, **patience))
@@ -370,20 +427,15 @@ def test_events_of_a_delivery_timeout_fail_and_later_ones_arrive(own_broker: Bro
     rig.wait_for_delivery()
     own_broker.freeze()
     rig.send(feed.events(1_000))
-    wait_until(lambda: rig.count("kafka_failed") > 0)
+    wait_until(lambda: not rig.sink.ready)
+    rig.send(feed.events(1_000))
     own_broker.thaw()
+    rig.send(feed.events(1_000))
     rig.wait_for_delivery()
-    failed = rig.count("kafka_failed")
-    rig.send(last := feed.events(1_000))
-    rig.wait_for_delivery()
-    rig.assert_settled(produced=2_100 - failed, failed=failed)
-    assert rig.telemetry.snapshot()["kafka_failed_by_reason"].keys() <= {
-        "KafkaTimeoutError",
-        "RequestTimedOutError",
-    }
+    rig.assert_settled(produced=3_100)
+    assert 0 < rig.count("possible_duplicates") <= 1_000
     assert rig.sink.ready
-    read = {one.value for one in read_all(topics.bootstrap_servers, *topics.names)}
-    assert {event.value for event in last} <= read
+    assert_delivered_with_known_duplicates(rig, topics, rig.accepted)
 
 
 @kafka_test
@@ -397,7 +449,7 @@ def test_a_producer_that_got_no_id_yet_waits_for_the_broker(own_broker: Broker, 
     own_broker.thaw()
     rig.wait_for_delivery()
     rig.assert_settled(produced=1_000)
-    assert_exactly_delivered(topics, rig.admitted)
+    assert_exactly_delivered(topics, rig.accepted)
 
 
 def frozen_producer(broker: Broker, kafka: KafkaConfig, options: dict[str, object]) -> KafkaProducer:
@@ -421,7 +473,7 @@ def test_events_wait_in_order_for_a_broker_that_comes_late(
     topics = Topics("raw", "trades", "depth", broker.bootstrap_servers)
     feed = Feed(topics)
     rig = make_rig(config(topics, linger_ms=0), records=30_000)
-    rig.sink.start()
+    rig.delivery.start()
     send_in_chunks(rig, feed, 20_000)
     assert rig.slowest < 0.25
     broker.start()
@@ -430,8 +482,8 @@ def test_events_wait_in_order_for_a_broker_that_comes_late(
         time.sleep(0.01)
     rig.send(feed.events(200))
     rig.wait_for_delivery()
-    rig.assert_settled(produced=len(rig.admitted))
-    assert_exactly_delivered(topics, rig.admitted)
+    rig.assert_settled(produced=len(rig.accepted))
+    assert_exactly_delivered(topics, rig.accepted)
     assert_as_wanted(broker, topics)
 
 
@@ -457,36 +509,34 @@ def test_closing_without_a_broker_ends_in_time(mute: bool, make_rig: MakeRig) ->
     with mute_port() as server:
         topics = Topics("raw", "trades", "depth", server if mute else "127.0.0.1:1")
         rig = make_rig(config(topics, mirror_raw_events=True), records=1_000)
-        rig.sink.start()
+        rig.delivery.start()
         for _ in range(100):
             rig.send(Feed(topics).events(50))
         assert rig.close(2.5) < 2.7
-        rig.assert_settled(produced=0, failed=1_000)
-        assert rig.count("messages_dropped") == 4_000
+        rig.assert_settled(produced=0, spooled=5_000)
 
 
-def test_batches_of_which_nothing_is_admitted_leave_nothing_behind(make_rig: MakeRig) -> None:
+def test_without_a_producer_nothing_is_taken_and_nothing_is_in_flight(make_rig: MakeRig) -> None:
     topics = Topics("raw", "trades", "depth", "127.0.0.1:1")
     rig = make_rig(config(topics), records=10)
     for _ in range(100):
-        rig.send(Feed(topics).events(5))
-    assert len(rig.sink._waiting) == 2
+        assert rig.sink.send(Feed(topics).events(5)) == 0
+    assert rig.sink.in_flight.records == 0
+    assert rig.sink.unacknowledged() == []
 
 
 @kafka_test
-def test_what_lingers_is_hurried_even_when_the_producer_opens_during_the_close(
+def test_what_lingers_is_hurried_even_when_the_producer_opens_after_that(
     own_broker_factory: Callable[[], Broker], make_rig: MakeRig
 ) -> None:
     broker = own_broker_factory()
     topics = Topics("raw", "trades", "depth", broker.bootstrap_servers)
     rig = make_rig(config(topics, linger_ms=60_000))
-    rig.sink.start()
+    rig.delivery.start()
     rig.send(Feed(topics).events(100))
-    closing = threading.Thread(target=rig.close, args=(30.0,))
-    closing.start()
-    wait_until(lambda: rig.sink._hurried)
+    rig.sink.hurry()
     broker.start()
-    closing.join(LIMIT)
+    rig.wait_for_delivery()
     rig.assert_settled(produced=100)
 
 
@@ -503,7 +553,7 @@ def test_a_topic_that_cannot_be_created_is_tried_again_and_told_of_once(broker: 
 
     rig.telemetry.kafka_unavailable = noted  # type: ignore[method-assign]
     with capture_logs() as lines:
-        rig.sink.start()
+        rig.delivery.start()
         wait_until(lambda: len(tries) == 3)
         assert not rig.sink.ready
     said = [line for line in lines if line["event"] == "kafka_unavailable"]
@@ -551,8 +601,8 @@ def test_attempts_that_fail_leave_no_threads_files_or_silence(mute: bool) -> Non
 
 
 @kafka_test
-def test_a_sink_that_is_gone_does_not_silence_the_library(topics: Topics) -> None:
-    rig = Rig(config(topics))
+def test_a_sink_that_is_gone_does_not_silence_the_library(topics: Topics, tmp_path: Path) -> None:
+    rig = Rig(config(topics), tmp_path / "spool")
     rig.start()
     rig.close(5.0)
     del rig
@@ -564,41 +614,50 @@ def test_a_sink_that_is_gone_does_not_silence_the_library(topics: Topics) -> Non
 
 
 @kafka_test
-def test_a_fatal_producer_is_not_ready_and_told_of_once(topics: Topics, make_rig: MakeRig) -> None:
+def test_a_fatal_producer_is_replaced_and_told_of_once(topics: Topics, make_rig: MakeRig) -> None:
     rig = make_rig(config(topics))
     rig.start()
     rig.send(Feed(topics).events(100))
     rig.wait_for_delivery()
+    feed = Feed(topics)
+    feed.events(100)
     with capture_logs() as lines:
-        rig.sink._producer._transaction_manager.transition_to_fatal_error(ClusterAuthorizationFailedError())
-        assert not rig.sink.ready
+        manager = rig.producers[0]._transaction_manager
+        manager.transition_to_fatal_error(ClusterAuthorizationFailedError())
         for _ in range(5):
-            rig.send(Feed(topics).events(100))
+            rig.send(feed.events(100))
         rig.wait_for_delivery()
-        assert rig.close(10.0) < 5.0
-    rig.assert_settled(produced=100, failed=500)
-    assert rig.telemetry.snapshot()["kafka_failed_by_reason"] == {"ClusterAuthorizationFailedError": 500}
-    said = [line for line in lines if line["event"] == "kafka_producer_failed"]
-    assert [line["log_level"] for line in said] == ["error"]
+    assert len(rig.producers) == 2
+    assert rig.sink.ready
+    rig.assert_settled(produced=600)
+    assert rig.count("possible_duplicates") == 0, "nothing of it had left"
+    assert_exactly_delivered(topics, rig.accepted)
+    said = [line for line in lines if line["event"] == "producer_broken_off"]
+    assert [(line["log_level"], line["reason"]) for line in said] == [
+        ("warning", "ClusterAuthorizationFailedError")
+    ]
 
 
 @kafka_test
 @pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
-def test_sending_to_a_topic_that_was_deleted_does_not_wait(
+def test_a_topic_that_was_deleted_is_made_again_without_a_wait(
     topics: Topics, make_rig: MakeRig, make_appender: type
 ) -> None:
-    fresh = partial(open_producer, metadata_max_age_ms=100, allow_auto_create_topics=False)
+    settings = {"request_timeout_ms": 1_000, "delivery_timeout_ms": 3_000}
+    fresh = partial(open_producer, metadata_max_age_ms=100, **settings)
     rig = make_rig(config(topics), make_producer=fresh, make_appender=make_appender)
     rig.start()
+    feed = Feed(topics)
     with KafkaAdminClient(bootstrap_servers=topics.bootstrap_servers) as admin:
         admin.delete_topics([topics.trades])
-    metadata = rig.sink._producer._metadata
+    metadata = rig.producers[0]._metadata
     wait_until(lambda: metadata.partitions_for_topic(topics.trades) is None)
     for _ in range(20):
-        rig.send(Feed(topics).events(100))
+        rig.send(feed.events(100))
     assert rig.slowest < 0.25
-    others = [event for event in rig.admitted if event.route.topic != topics.trades]
-    wait_until(lambda: rig.count("kafka_produced") == len(others))
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=2_000)
+    assert_delivered_with_known_duplicates(rig, topics, rig.accepted)
 
 
 @kafka_test
@@ -607,7 +666,7 @@ def test_partitions_that_are_added_under_way_are_used(topics: Topics, make_rig: 
     rig.start()
     with KafkaAdminClient(bootstrap_servers=topics.bootstrap_servers) as admin:
         admin.create_partitions(dict.fromkeys(topics.names, 12))
-    metadata = rig.sink._producer._metadata
+    metadata = rig.producers[0]._metadata
     wait_until(lambda: all(len(metadata.partitions_for_topic(name) or ()) == 12 for name in topics.names))
     rig.send(Feed(topics).events(500))
     rig.wait_for_delivery()
@@ -619,31 +678,35 @@ def test_partitions_that_are_added_under_way_are_used(topics: Topics, make_rig: 
 # The process around it
 
 _PROGRAM = """
-import atexit, os, signal, sys, threading, time, warnings
+import atexit, os, pathlib, signal, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
-from config.settings import DeliveryConfig, KafkaConfig
+from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
 from src.deadline import Deadline
+from src.delivery import Delivery
 from src.events import Event, Route
 from src.kafka_producer import KafkaSink
 from src.logger import configure_logging
+from src.spool import Spool
 from src.telemetry import Telemetry
 
 configure_logging()
 servers, pid = sys.argv[1], int(sys.argv[2])
 kafka = KafkaConfig(bootstrap_servers=(servers,), mirror_raw_events=True)
 sink = KafkaSink(kafka, DeliveryConfig(), telemetry := Telemetry(), lambda worker: None)
-sink.start()
+spool = Spool(SpoolConfig(path=pathlib.Path(sys.argv[3]), min_free_bytes=0))
+delivery = Delivery(sink, spool, kafka.topic_trades, telemetry, lambda worker: None)
+delivery.start()
 if pid:
     while not sink.ready:
         time.sleep(0.01)
     os.kill(pid, signal.SIGSTOP)
-event = Event(Route("trade", kafka.topic_trades, b"BTCUSDT", b"", 0, b""), b"x" * 200, int(time.time() * 1000))
+route = Route("trade", kafka.topic_trades, b"BTCUSDT", b"", 0, b"")
 for _ in range(100):
-    sink.send([event] * 100)
+    delivery.accept([Event(route, b"x" * 200, int(time.time() * 1000)) for _ in range(100)])
 started = time.monotonic()
-sink.close(Deadline(3.0))
+delivery.close(Deadline(3.0))
 assert time.monotonic() - started < 3.3
-assert telemetry.snapshot()["kafka_failed"] == 10_000
+assert telemetry.snapshot()["messages_spooled"] == 10_000
 assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
 atexit.register(lambda: print("exiting at", time.monotonic()))  # runs before the exit handlers of earlier ones
 """
@@ -664,13 +727,13 @@ def run_program(program: str, *arguments: str) -> str:
 
 
 @kafka_test
-def test_the_process_ends_quietly_before_a_frozen_broker(own_broker: Broker) -> None:
-    said = run_program(_PROGRAM, own_broker.bootstrap_servers, str(own_broker.pid))
+def test_the_process_ends_quietly_before_a_frozen_broker(own_broker: Broker, tmp_path: Path) -> None:
+    said = run_program(_PROGRAM, own_broker.bootstrap_servers, str(own_broker.pid), str(tmp_path / "spool"))
     assert time.monotonic() - float(said.split()[-1]) < 1.5
 
 
 @pytest.mark.parametrize("mute", [False, True])
-def test_the_process_ends_quietly_without_a_broker(mute: bool) -> None:  # noqa: FBT001
+def test_the_process_ends_quietly_without_a_broker(mute: bool, tmp_path: Path) -> None:  # noqa: FBT001
     with mute_port() as server:
-        said = run_program(_PROGRAM, server if mute else "127.0.0.1:1", "0")
+        said = run_program(_PROGRAM, server if mute else "127.0.0.1:1", "0", str(tmp_path / "spool"))
     assert time.monotonic() - float(said.split()[-1]) < 1.5
