@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from src.telemetry import Telemetry
 
 _READ_AT_ONCE = 2_000
+_WRITE_AT_ONCE = 2_000
 _DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
 _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
@@ -71,6 +72,8 @@ class Delivery:
         """Of what is on disk, everything up to this number is in flight or acknowledged."""
         self._recording = not self._direct
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
+        self._secured = False
+        """Whether what went straight to the sink and is still in flight is on disk as well, or cannot be."""
         self._acknowledged: deque[list[Event]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
@@ -99,13 +102,14 @@ class Delivery:
             for number, event in enumerate(events, self._next):
                 event.seq = number
             self._next += len(events)
-            taken = self._sink.send(events) if self._direct else 0
+            # Nothing overtakes what has come back, even when the next producer is open already.
+            taken = self._sink.send(events) if self._direct and not self._returned else 0
             self._telemetry.handed_over(taken)
             if taken == len(events):
                 return
             if self._direct:
                 self._go_by_way_of_the_disk(events[taken].seq - 1)
-            self._store(events[taken:])
+            self._store(events[taken:], "buffered")
 
     def close(self, deadline: Deadline) -> None:
         """Deliver by the deadline what Kafka takes, leave the rest on disk, close everything."""
@@ -136,30 +140,35 @@ class Delivery:
 
     # To the disk
 
-    def _store(self, events: Sequence[Event]) -> None:
+    def _store(self, events: Sequence[Event], was: str) -> int:
+        """Write events to disk, what matters most when it does not take all; return how many it took."""
         try:
             self._spool.append(events)
+        except (SpoolFull, SpoolFailed) as error:
+            reason = "spool_full" if isinstance(error, SpoolFull) else "spool_failed"
+            return self._store_what_matters_most(events, was, reason, str(error))
+        if was == "buffered":
             self._telemetry.spooled(len(events))
-        except SpoolFull as error:
-            self._store_what_matters_most(events, str(error))
-        except SpoolFailed as error:
-            self._telemetry.dropped(events, "spool_failed", error=str(error))
+        return len(events)
 
-    def _store_what_matters_most(self, events: Sequence[Event], error: str) -> None:
+    def _store_what_matters_most(self, events: Sequence[Event], was: str, reason: str, error: str) -> int:
         """Let trades go first: those that come, then those on disk that were not sent yet."""
         trades = [event for event in events if event.route.topic == self._refetchable]
         others = [event for event in events if event.route.topic != self._refetchable]
-        self._telemetry.dropped(trades, "spool_full", error=error)
+        self._telemetry.dropped(trades, reason, was=was, error=error)
         if not others:
-            return
+            return 0
         try:
             room = sum(len(event.value) + 200 for event in others)
             evicted = self._spool.evict(self._refetchable, room, self._sent_up_to)
-            self._telemetry.dropped(evicted, "spool_full", was="spooled", error=error)
+            self._telemetry.dropped(evicted, reason, was="spooled", error=error)
             self._spool.append(others)
-            self._telemetry.spooled(len(others))
         except (SpoolFull, SpoolFailed) as again:
-            self._telemetry.dropped(others, "spool_full", error=str(again))
+            self._telemetry.dropped(others, reason, was=was, error=str(again))
+            return 0
+        if was == "buffered":
+            self._telemetry.spooled(len(others))
+        return len(others)
 
     # Fates
 
@@ -173,9 +182,9 @@ class Delivery:
             self._telemetry.acknowledged(len(events), size)
             self._sink.in_flight.settle(len(events), size)
             return
-        self._returned.append(_Returned(events, error, fate))
         if not fate.poison:
-            self._sink.break_off(error)
+            self._sink.break_off(error)  # first: the drainer must not send through this producer what came back
+        self._returned.append(_Returned(events, error, fate))
         self._wake.set()
 
     # The drainer
@@ -193,10 +202,11 @@ class Delivery:
     def _step(self, *, final: bool = False) -> None:
         ready = self._sink.ready and not final  # asked first: what an ended producer returned is there by then
         while self._returned:
-            self._take_back(self._returned.popleft())
+            self._take_back(self._returned[0])
+            self._returned.popleft()  # not before: `accept` looks whether there are any
         self._forget_acknowledged()
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
-        if stalled and self._direct:
+        if stalled and not self._secured:
             self._secure()
         elif ready and not stalled and not self._direct:
             self._send_from_disk()
@@ -206,18 +216,18 @@ class Delivery:
         if returned.fate.poison:
             self._bury(returned)
         else:
-            with self._lock:
-                if self._direct:
-                    self._go_by_way_of_the_disk(self._next - 1)
-                self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
-            try:
-                self._spool.append(sorted(events, key=_seq))
-                self._telemetry.returned(
-                    len(events), possible_duplicates=len(events) * returned.fate.maybe_written
-                )
-            except (SpoolFull, SpoolFailed) as error:
-                self._telemetry.dropped(events, "spool_full", was="in_flight", error=str(error))
+            self._store_again(events, maybe_written=returned.fate.maybe_written)
         self._sink.in_flight.settle(len(events), sum(len(event.value) for event in events))
+
+    def _store_again(self, events: list[Event], *, maybe_written: bool) -> None:
+        """See to it that events are on disk and are sent again, in their order."""
+        with self._lock:
+            if self._direct:
+                self._go_by_way_of_the_disk(self._next - 1)
+            self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
+            absent = self._spool.absent(events)
+            kept = len(events) - len(absent) + self._store(absent, "in_flight")
+            self._telemetry.returned(kept, possible_duplicates=kept * maybe_written)
 
     def _bury(self, returned: _Returned) -> None:
         reason, error = type(returned.error).__name__, str(returned.error)
@@ -242,32 +252,36 @@ class Delivery:
         with self._lock:
             if self._direct:
                 self._go_by_way_of_the_disk(self._next - 1)
+            self._secured = True
         events = sorted(self._sink.unacknowledged(), key=_seq)
-        try:
-            self._spool.append(events)
-        except (SpoolFull, SpoolFailed) as error:
-            self._telemetry.not_secured(len(events), str(error))
+        for start in range(0, len(events), _WRITE_AT_ONCE):
+            try:
+                self._spool.append(events[start : start + _WRITE_AT_ONCE])
+            except (SpoolFull, SpoolFailed) as error:
+                self._telemetry.not_secured(len(events) - start, str(error))
+                return
 
     def _send_from_disk(self) -> None:
-        while self._sink.in_flight.records < _DRAIN_IN_FLIGHT:
-            events = self._spool.read(self._sent_up_to, _READ_AT_ONCE)
-            if not events and self._back_to_direct():
+        """Send what comes next on disk; return to the direct mode when there is nothing."""
+        if self._sink.in_flight.records >= _DRAIN_IN_FLIGHT:
+            return
+        with self._lock:  # `accept` cannot come between, nor evict what is about to be sent
+            before = self._sent_up_to
+            events = self._spool.read(before, _READ_AT_ONCE)
+            if not events:
+                self._direct = True
+                self._secured = False
+                self._telemetry.spooling_ended()
                 return
-            taken = self._sink.send(events)
-            self._telemetry.resumed(taken)
-            if taken:
-                self._sent_up_to = events[taken - 1].seq
-            if taken < len(events):
-                return
-
-    def _back_to_direct(self) -> bool:
-        """Return to the direct mode when nothing on disk is unsent; `accept` cannot come between."""
+            self._sent_up_to = events[-1].seq
+        # What came back meanwhile is not yet subtracted from _sent_up_to, and a next producer may be open soon.
+        taken = 0 if self._returned else self._sink.send(events)
+        self._telemetry.resumed(taken)
+        if taken == len(events):
+            self._wake.set()  # for the next ones
+            return
         with self._lock:
-            if self._spool.read(self._sent_up_to, 1):
-                return False
-            self._direct = True
-            self._telemetry.spooling_ended()
-            return True
+            self._sent_up_to = events[taken - 1].seq if taken else before
 
 
 def _seq(event: Event) -> int:
