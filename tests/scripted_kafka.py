@@ -1,11 +1,11 @@
-"""A sink in memory that works: it writes per key in order, and stalls, fails, refuses or loses answers on command."""
+"""A sink in memory that works: it writes per key in order, and stalls, fails or loses answers on command."""
 
 from __future__ import annotations
 
 import random
 import threading
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from src.in_flight import InFlight
 from src.kafka_batches import Fate, ProducerEnded
@@ -179,7 +179,7 @@ class Clockwork:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scripted-kafka", daemon=True)
 
-    def __enter__(self) -> Clockwork:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

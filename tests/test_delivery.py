@@ -1,4 +1,4 @@
-"""Between buffer and producer: nothing lost, nothing overtaken, everything counted, whatever Kafka and the disk do.
+"""Between buffer and producer nothing is lost or overtaken and everything counted, whatever Kafka and disk do.
 
 The first half steps through the state machine by hand, the second runs its threads; the scenarios of the second
 also run on the real sink and a real broker.
@@ -26,7 +26,7 @@ from src.events import Decoded, Event, Route
 from src.kafka_producer import KafkaSink
 from src.spool import FILE, Spool, SpoolFailed
 from src.telemetry import Telemetry
-from tests.broker_fixtures import fresh_topics, read_all
+from tests.broker_fixtures import Topics, create_topics, read_all
 from tests.scripted_kafka import Clockwork, ScriptedKafka
 from tests.service_fixtures import balanced
 
@@ -107,7 +107,7 @@ class Rig:
         self.delivery.close(Deadline(seconds))
 
     def assert_accounted_for(self) -> None:
-        """The equation, and that each of its parts is what is really there."""
+        """Check the equation, and that no part of it is negative."""
         metrics = self.telemetry.snapshot()
         assert balanced(metrics), metrics
         assert all(value >= 0 for value in metrics.values() if isinstance(value, int)), metrics
@@ -234,7 +234,7 @@ def test_a_stall_puts_on_disk_what_is_in_flight_also_when_the_bound_was_reached_
 
 
 def content_of(spool: Spool) -> list[Event]:
-    """The events on disk as equal to those that were made."""
+    """Return the events on disk, to be compared by value with those that were made."""
     made = {event.seq: event for event in spool.read(0, 10**6)}
     return _Same.of(made.values())
 
@@ -563,7 +563,7 @@ def test_any_sequence_of_fates_loses_doubles_and_overtakes_nothing(  # noqa: C90
 
 
 def check_what_a_crash_leaves(rig: Rig, folder: Path) -> None:
-    """A copy of the files as `kill -9` would leave them: what was on disk or acknowledged is in Kafka in the end."""
+    """Go on with the files as `kill -9` leaves them: what was on disk or acknowledged is in Kafka in the end."""
     (folder / "crashed").mkdir()
     for suffix in ("", "-wal"):
         if (folder / "spool" / (FILE + suffix)).exists():
@@ -680,7 +680,7 @@ class Scripted:
         self._clockwork.flowing.set()
 
     def poison(self) -> None:
-        """The next answer is that the record is too large."""
+        """Let the next answer be that the record is too large."""
         wait_until(lambda: not self.kafka.lines(), "nothing in flight")
         self._clockwork.verdicts.append("poison")
 
@@ -696,7 +696,9 @@ class Real:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._topics = fresh_topics(broker.bootstrap_servers)
+        self._topics = Topics("raw", "trades", "depth", broker.bootstrap_servers)
+        limit = {"max.message.bytes": "100000"}
+        create_topics(broker.bootstrap_servers, self._topics.names, partitions=3, configs=limit)
         self.trades, self.depth = self._topics.trades, self._topics.depth
 
     def sink(self, telemetry: Telemetry, on_exit: Callable[[Worker], None]) -> KafkaSink:
@@ -715,7 +717,7 @@ class Real:
         self._broker.thaw()
 
     def poison(self) -> None:
-        """The record is too large by itself."""
+        """Do nothing: the record is too large by itself."""
 
     def written(self) -> dict[tuple[str, bytes | None], list[bytes]]:
         records = read_all(self._broker.bootstrap_servers, *self._topics.names)
@@ -739,7 +741,7 @@ def kafka(request: pytest.FixtureRequest, own_broker_factory: Callable[[], Broke
 
 @pytest.fixture
 def running(kafka: Any, tmp_path: Path) -> Iterator[Rig]:
-    """A delivery with its threads on either Kafka, ready."""
+    """Start a delivery with its threads on either Kafka."""
     rig = Rig(kafka.sink, tmp_path / "spool", Feed(kafka.trades, kafka.depth), refetchable=kafka.trades)
     rig.delivery.start()
     wait_until(lambda: rig.sink.ready, "ready")
@@ -800,7 +802,7 @@ def test_a_lost_producer_is_followed_by_another_and_everything_unacknowledged_is
 def test_poison_is_set_aside_and_what_follows_is_delivered(kafka: Any, running: Rig) -> None:
     feed_for(running, 0.2)
     kafka.poison()
-    poison = running.feed.one(0, b"x" * 3_000_000)
+    poison = running.feed.one(0, random.Random(7).randbytes(300_000))
     running.take([poison])
     wait_until(lambda: running["messages_dead_lettered"] == 1, "set aside")
     feed_for(running, 0.2)
