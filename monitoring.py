@@ -37,18 +37,18 @@ _TIMEOUT_SECONDS = 2.0
 _MOST_BYTES = 1_000_000
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _WIDE = 100
-_TALL_ENOUGH = 23
+_TALL_ENOUGH = 24
 _RECENT, _BEFORE = 5, 25  # readings that a trend compares
 _NOISE = 100  # events: a buffer that fills and empties by the batch is no trend
 _RATES = {"received": "messages_received", "produced": "kafka_produced", "bytes": "bytes_sent"}
-_LEVELS = {"buffered": "messages_buffered", "in flight": "messages_in_flight"}
+_LEVELS = {"buffered": "messages_buffered", "in flight": "messages_in_flight", "on disk": "messages_spooled"}
 _LOSSES = {"skipped": "messages_skipped", "dropped": "messages_dropped", "failed": "kafka_failed"}
 _ESSENTIAL = (*_RATES.values(), *_LEVELS.values(), *_LOSSES.values())
+_CAME = ("messages_received", "messages_recovered", "messages_backfilled")
 _ACCOUNTED = (
     *_LOSSES.values(),
     *_LEVELS.values(),
     "kafka_produced",
-    "messages_spooled",
     "messages_dead_lettered",
     "messages_duplicate",
 )
@@ -304,7 +304,7 @@ class Screen:
         return [_clean(reason) for reason in self._status.get("unready_reasons", [])]
 
     def _missing(self) -> int:
-        came = int(self._status["messages_received"]) + int(self._status.get("messages_backfilled", 0))
+        came = sum(int(self._status.get(key, 0)) for key in _CAME)
         return came - sum(int(self._status.get(key, 0)) for key in _ACCOUNTED)
 
     def _sparkline(self, name: str, width: int) -> str:

@@ -141,11 +141,11 @@ def test_losses_stand_with_their_reasons() -> None:
         messages_skipped=30,
         messages_skipped_by_reason={"malformed_json": 28, "not_an_object": 2},
         messages_dropped=70,
-        messages_dropped_by_reason={"in_flight_limit": 70},
+        messages_dropped_by_reason={"spool_full": 70},
     )
     text = drawn(history_of(status))
     assert re.search(r"skipped\s+30 malformed_json 28, not_an_object 2", text)
-    assert re.search(r"dropped\s+70 in_flight_limit 70", text)
+    assert re.search(r"dropped\s+70 spool_full 70", text)
     assert re.search(r"missing\s+0 equation holds", text)
 
 
@@ -153,6 +153,13 @@ def test_an_equation_that_does_not_hold_is_shouted() -> None:
     history = history_of(reading(1000, kafka_produced=990))
     assert re.search(r"missing\s+10 EQUATION BROKEN", drawn(history))
     assert line(history).endswith(" UNBALANCED")
+
+
+def test_what_lies_on_disk_is_shown_and_what_an_earlier_run_left_there_counts_as_come() -> None:
+    status = reading(1000, messages_recovered=500, kafka_produced=1100, messages_spooled=390)
+    text = drawn(history_of(status | {"messages_dead_lettered": 10}))
+    assert re.search(r"on disk\s+390", text)
+    assert "equation holds" in text
 
 
 def test_the_equation_counts_the_terms_of_capabilities_to_come() -> None:
