@@ -114,6 +114,7 @@ def _demo(stack: ExitStack, rate: float, seconds: float | None, *, live: bool) -
         "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
         "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
         "MONITORING_PORT": str(free_port()),
+        "SPOOL_PATH": str(broker.folder / "spool"),
     }
     _create_topics(settings.model_copy(update={"bootstrap_servers": (broker.bootstrap_servers,)}))
     exchange = None if live else _start_exchange(stack, rate, environment)
