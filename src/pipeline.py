@@ -1,9 +1,9 @@
 """The diagram as code: frames -> events -> buffer -> producer.
 
-connection --chunks--> decoder --events--> buffer --batches--> sink --records--> Kafka
-                                                      |
-                                                      +--> what the sink's bound does not admit is lost here,
-                                                           counted by reason: the place of a durable spool
+connection --chunks--> decoder --events--> buffer --batches--> delivery --records--> Kafka
+                                                                |    ^
+                                                                v    |
+                                                                spool: what Kafka does not take yet, on disk
 """
 
 from __future__ import annotations
