@@ -23,6 +23,7 @@ DEFAULTS: dict[str, object] = {
     "KAFKA_TOPIC_RAW_EVENTS": "binance-raw-events",
     "KAFKA_TOPIC_TRADES": "binance-trades",
     "KAFKA_TOPIC_DEPTH": "binance-depth",
+    "KAFKA_TOPIC_DEAD_LETTERS": "binance-dead-letters",
     "KAFKA_MIRROR_RAW_EVENTS": False,
     "KAFKA_PARTITIONS": 3,
     "KAFKA_REPLICATION_FACTOR": 1,
@@ -54,6 +55,10 @@ DEFAULTS: dict[str, object] = {
     "CONNECTION_SILENCE_TIMEOUT_SECONDS": 30,
     "DELIVERY_MAX_IN_FLIGHT_RECORDS": 200_000,
     "DELIVERY_MAX_IN_FLIGHT_BYTES": 104_857_600,
+    "SPOOL_PATH": Path("data/spool"),
+    "SPOOL_MAX_BYTES": 10 * 1024**3,
+    "SPOOL_MIN_FREE_BYTES": 1024**3,
+    "SPOOL_FSYNC": "normal",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
     "METRICS_INTERVAL_SECONDS": 30,
@@ -67,7 +72,9 @@ DEFAULTS: dict[str, object] = {
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
-        if name.upper().startswith(("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "LOG_", "MONITORING_")):
+        if name.upper().startswith(
+            ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "LOG_", "MONITORING_")
+        ):
             monkeypatch.delenv(name)
     for name in ("METRICS_INTERVAL_SECONDS", "SHUTDOWN_TIMEOUT_SECONDS"):
         monkeypatch.delenv(name, raising=False)
@@ -126,6 +133,9 @@ PARSED = [
     ("KAFKA_SSL_CHECK_HOSTNAME", "false", False),
     ("CONNECTION_RECONNECT_INTERVAL", "0.05", 0.05),
     ("CONNECTION_MAX_RETRIES", "0", 0),
+    ("SPOOL_PATH", "/srv/spool", Path("/srv/spool")),
+    ("SPOOL_MIN_FREE_BYTES", "0", 0),
+    ("SPOOL_FSYNC", "FULL", "full"),
     ("LOG_LEVEL", "debug", "DEBUG"),
     ("LOG_FORMAT", "Text", "text"),
     ("MONITORING_PORT", " 0 ", 0),
@@ -152,6 +162,8 @@ def test_every_variable_is_read_from_the_environment_and_from_the_file(monkeypat
     given |= {"CONNECTION_BATCH_TIMEOUT_SECONDS": "6", "KAFKA_TOPIC_DEPTH": "d", "KAFKA_TOPIC_TRADES": "t"}
     given |= {
         "KAFKA_TOPIC_RAW_EVENTS": "r",
+        "KAFKA_TOPIC_DEAD_LETTERS": "l",
+        "SPOOL_PATH": "elsewhere",
         "KAFKA_SSL_CIPHERS": "c",
         "MONITORING_HOST": "::1",
         "LOG_FORMAT": "text",
@@ -299,6 +311,9 @@ WRONG = [
     ("CONNECTION_SILENCE_TIMEOUT_SECONDS", "-1", SECONDS),
     ("DELIVERY_MAX_IN_FLIGHT_RECORDS", "0", NUMBERS),
     ("DELIVERY_MAX_IN_FLIGHT_BYTES", "100MB", NUMBERS),
+    ("SPOOL_MAX_BYTES", "0", NUMBERS),
+    ("SPOOL_MIN_FREE_BYTES", "-1", "must be a whole number at least 0"),
+    ("SPOOL_FSYNC", "off", "must be 'normal' or 'full'"),
     ("LOG_LEVEL", "LOUD", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     ("LOG_FORMAT", "xml", "must be 'json' or 'text'"),
     ("METRICS_INTERVAL_SECONDS", "1e99", SECONDS),
