@@ -215,6 +215,13 @@ class KafkaConfig(_Section):
             raise ValueError("must be 1 to 249 of the characters a-z A-Z 0-9 . _ -")
         return topic
 
+    @field_validator("topic_dead_letters")
+    @classmethod
+    def _check_apart(cls, topic: str, info: ValidationInfo) -> str:
+        if topic in {info.data.get(f"topic_{other}") for other in ("raw_events", "trades", "depth")}:
+            raise ValueError("must be a topic of its own, not one of the other three")
+        return topic
+
     @field_validator("compression", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:

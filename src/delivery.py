@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from src.dead_letters import DeadLetterMail
 from src.spool import SpoolFailed, SpoolFull
 from src.worker import Worker
 
@@ -80,6 +81,7 @@ class Delivery:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._drainer = Worker("spool-drainer", self._drain, on_exit)
+        self._dead_letters = DeadLetterMail(sink, spool)
         sink.settle_with(self._settled)
 
     def start(self) -> None:
@@ -210,6 +212,7 @@ class Delivery:
             self._secure()
         elif ready and not stalled and not self._direct:
             self._send_from_disk()
+        self._dead_letters.forward()
 
     def _take_back(self, returned: _Returned) -> None:
         events = returned.events

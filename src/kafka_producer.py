@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from config.settings import DeliveryConfig, KafkaConfig
     from src.deadline import Deadline
     from src.kafka_batches import Appender, Fate, Settle
+    from src.spool import DeadLetter
     from src.telemetry import Telemetry
 
 _BOOTSTRAP_SECONDS = 5.0  # the library's constructor blocks this long, so a stop may have to wait for it
@@ -113,7 +114,11 @@ class KafkaSink:
         self._make_producer = make_producer
         self._make_appender = make_appender
         self._telemetry = telemetry
-        self._topics = topics.wanted_topics(kafka)
+        self._topics = topics.data_topics(kafka)
+        self._dead_letter_topic = topics.dead_letter_topic(kafka)
+        self._has_dead_letter_topic = False
+        self.dead_letter_producer: KafkaProducer | None = None
+        """The open producer, when it knows the topic of the dead letters; another object after each rebuild."""
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self._copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
@@ -148,6 +153,34 @@ class KafkaSink:
             if admitted:
                 self._append(self._appender, events[:admitted])
             return admitted
+
+    def send_dead_letter(self, letter: DeadLetter, answered: Callable[[int, bool], None]) -> bool:
+        """Send a dead letter to its topic without waiting; return whether an answer will come.
+
+        `answered` is called on the producer's I/O thread with the letter's id and whether Kafka took it.
+        """
+        producer = self.dead_letter_producer
+        if producer is None or self._broken.is_set():
+            return False
+        try:
+            future = producer.send(
+                self._dead_letter_topic.name,
+                letter.value,
+                key=letter.key,
+                headers=_headers(letter),
+                timestamp_ms=letter.died_ms,
+            )
+        except (KafkaError, ValueError) as error:
+            self._telemetry.dead_letter_refused(error)
+            return False
+
+        def refused(error: BaseException) -> None:
+            self._telemetry.dead_letter_refused(error)
+            answered(letter.id, False)  # noqa: FBT003 - the answer
+
+        future.add_callback(lambda _: answered(letter.id, True))  # noqa: FBT003
+        future.add_errback(refused)
+        return True
 
     def unacknowledged(self) -> list[Event]:
         """Return what is in flight at this moment, in no order."""
@@ -200,16 +233,37 @@ class KafkaSink:
         try:
             missing = topics.missing_topics(admin, self._topics)
             created = topics.create_topics(admin, missing)
+            created += self._create_dead_letter_topic(admin)
         finally:
             admin.close()
         if created:
             self._telemetry.topics_created([str(topic.name) for topic in created])
+
+    def _create_dead_letter_topic(self, admin: KafkaAdminClient) -> list[topics.Topic]:
+        """Create it where we may; without it dead letters stay in their table, and the data flows."""
+        try:
+            created = topics.create_topics(admin, topics.missing_topics(admin, [self._dead_letter_topic]))
+        except (KafkaError, topics.TopicError) as error:
+            self._has_dead_letter_topic = False
+            self._telemetry.dead_letter_topic_unavailable(self._dead_letter_topic.name, error)
+            return []
+        self._has_dead_letter_topic = True
+        return created
+
+    def _knows_dead_letter_topic(self, producer: KafkaProducer) -> bool:
+        try:
+            return self._has_dead_letter_topic and bool(producer.partitions_for(self._dead_letter_topic.name))
+        except KafkaError as error:
+            self._telemetry.dead_letter_topic_unavailable(self._dead_letter_topic.name, error)
+            return False
 
     def _open_producer(self) -> None:
         producer = self._make_producer(self._kafka)
         appender = self._make_appender(producer, self._told)
         try:
             counts = {topic.name: len(producer.partitions_for(topic.name)) for topic in self._topics}
+            knows_dead_letter_topic = self._knows_dead_letter_topic(producer)
+            producer.config["max_block_ms"] = 0  # from here on nothing waits for metadata
         except BaseException:
             appender.stop(0.0)
             raise
@@ -220,6 +274,7 @@ class KafkaSink:
             self._partitions = _Partitions(producer, counts)
             self._broken.clear()
             self._appender = appender
+            self.dead_letter_producer = producer if knows_dead_letter_topic else None
             if self._hurried:
                 appender.hurry()
         self._telemetry.kafka_connected(counts, batchwise=isinstance(appender, BatchAppender))
@@ -228,6 +283,7 @@ class KafkaSink:
         """Take the producer away from `send` and end it; all that it held has come back on return."""
         with self._lock:
             appender = self._appender
+            self.dead_letter_producer = None
         if appender is not None:
             appender.stop(timeout)
             with self._lock:
@@ -269,6 +325,11 @@ class KafkaSink:
             self._telemetry.mirrored(len(copies))
         else:
             self._telemetry.mirror_failed(len(copies), type(error).__name__)
+
+
+def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    told = ("reason", "error", "topic", "event_type", "timestamp_ms", "died_ms")
+    return [(name, str(getattr(letter, name)).encode()) for name in told]
 
 
 def _nobody_asked(events: list[Event], error: BaseException | None, fate: Fate) -> None:

@@ -150,6 +150,14 @@ class Telemetry:
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
 
+    def dead_letter_refused(self, error: BaseException) -> None:
+        """Log that the topic of the dead letters did not take one either; it stays in the table."""
+        self._warn("dead_letter_refused", type(error).__name__, error=str(error))
+
+    def dead_letter_topic_unavailable(self, topic: str, error: BaseException) -> None:
+        """Log that dead letters stay in their table; the data flows."""
+        self._warn("dead_letter_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
+
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""
         self._error("in_flight_not_secured", "disk", count=events, error=error)

@@ -64,7 +64,17 @@ class Difference:
 
 
 def wanted_topics(config: KafkaConfig) -> tuple[Topic, ...]:
-    """Return the topics that the service writes to: raw events kept 7 days, trades 30, depth 7.
+    """Return every topic that the service writes to: those of the data and that of the dead letters."""
+    return (*data_topics(config), dead_letter_topic(config))
+
+
+def dead_letter_topic(config: KafkaConfig) -> Topic:
+    """Return the topic of what the others do not take, kept 30 days."""
+    return Topic(config.topic_dead_letters, config.partitions, config.replication_factor, _configs(30))
+
+
+def data_topics(config: KafkaConfig) -> tuple[Topic, ...]:
+    """Return the topics of the data: raw events kept 7 days, trades 30, depth 7.
 
     Names may coincide in the configuration; then there is one topic, with the longest of the retentions.
     """

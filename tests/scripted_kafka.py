@@ -42,6 +42,7 @@ class ScriptedKafka:
     """
 
     FORCE_SECONDS = 0.5
+    dead_letter_producer = None  # theirs stay in the table
 
     def __init__(self, records: int = 200_000, size: int = 100_000_000, *, is_open: bool = True) -> None:
         self.in_flight = Stallable(records, size)

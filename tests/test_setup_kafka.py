@@ -39,12 +39,13 @@ class Names(NamedTuple):
     raw: str
     trades: str
     depth: str
+    dead_letters: str
 
 
 @pytest.fixture
 def names() -> Names:
     unique = uuid.uuid4().hex[:12]
-    return Names(f"raw-{unique}", f"trades-{unique}", f"depth-{unique}")
+    return Names(f"raw-{unique}", f"trades-{unique}", f"depth-{unique}", f"dead-{unique}")
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def environment(bootstrap_servers: str, names: Names, **more: str) -> dict[str, 
         "KAFKA_TOPIC_RAW_EVENTS": names.raw,
         "KAFKA_TOPIC_TRADES": names.trades,
         "KAFKA_TOPIC_DEPTH": names.depth,
+        "KAFKA_TOPIC_DEAD_LETTERS": names.dead_letters,
         **more,
     }
 
@@ -98,14 +100,14 @@ def configs(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
     return {name: described[name]["value"] for name in ("retention.ms", "cleanup.policy", "compression.type")}
 
 
-def test_it_creates_the_three_topics_and_finds_them_as_wanted_the_next_time(
+def test_it_creates_the_topics_and_finds_them_as_wanted_the_next_time(
     broker: Broker, names: Names, admin: KafkaAdminClient
 ) -> None:
     settings = environment(broker.bootstrap_servers, names)
     first = run(settings)
     assert (first.exit_code, first.err) == (0, "")
     assert f"{names.trades}: created (3 partitions, 1 replica, kept for 30 days)" in first.out
-    for topic, days in zip(names, (7, 30, 7), strict=True):
+    for topic, days in zip(names, (7, 30, 7, 30), strict=True):
         assert partitions(admin, topic) == 3
         assert configs(admin, topic) == {
             "retention.ms": str(days * DAY_MS),
@@ -114,7 +116,7 @@ def test_it_creates_the_three_topics_and_finds_them_as_wanted_the_next_time(
         }
     again = run(settings)
     assert again.exit_code == 0
-    assert again.out.count("as wanted") == 3
+    assert again.out.count("as wanted") == 4
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(
@@ -122,7 +124,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
 ) -> None:
     ran = run(environment(broker.bootstrap_servers, names), "--dry-run", "--fix")
     assert ran.exit_code == 1
-    assert ran.out.count("would be created") == 3
+    assert ran.out.count("would be created") == 4
     assert "nothing was changed" in ran.out
     assert not set(names) & set(admin.list_topics())
 
@@ -171,7 +173,7 @@ def test_a_topic_that_the_broker_refuses_is_named_with_the_reason(broker: Broker
     ran = run(environment(broker.bootstrap_servers, names, KAFKA_REPLICATION_FACTOR="3"))
     assert ran.exit_code == 1
     assert f"setup_kafka: {names.depth}: " in ran.err
-    assert ran.err.count("InvalidReplicationFactorError") == 3
+    assert ran.err.count("InvalidReplicationFactorError") == 4
 
 
 def test_several_at_once_do_no_harm(broker: Broker, names: Names, admin: KafkaAdminClient) -> None:
@@ -179,8 +181,8 @@ def test_several_at_once_do_no_harm(broker: Broker, names: Names, admin: KafkaAd
     together = [start(settings, "--fix") for _ in range(3)]
     ran = [process.communicate(timeout=LIMIT) for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], ran
-    assert sum(out.count(": created (") for out, _ in ran) == 3
-    assert [partitions(admin, name) for name in names] == [3, 3, 3]
+    assert sum(out.count(": created (") for out, _ in ran) == 4
+    assert [partitions(admin, name) for name in names] == [3, 3, 3, 3]
 
 
 def test_it_waits_for_a_broker_that_comes_later(own_broker_factory: Callable[[], Broker], names: Names) -> None:
@@ -194,7 +196,7 @@ def test_it_waits_for_a_broker_that_comes_later(own_broker_factory: Callable[[],
         finally:
             process.kill()
     assert (process.returncode, err) == (0, "")
-    assert out.count(": created (") == 3
+    assert out.count(": created (") == 4
 
 
 def test_no_broker_is_one_clear_line(names: Names) -> None:
@@ -221,13 +223,19 @@ def test_a_wrong_command_line_is_refused(wait: str) -> None:
 
 
 def test_topics_of_one_name_become_one_that_is_kept_longest() -> None:
-    one, two = wanted_topics(KafkaConfig(topic_raw_events="all", topic_trades="all", topic_depth="depth"))
+    one, two, three = wanted_topics(KafkaConfig(topic_raw_events="all", topic_trades="all", topic_depth="depth"))
     assert (one.name, one.configs["retention.ms"]) == ("all", str(30 * DAY_MS))
     assert two.name == "depth"
+    assert (three.name, three.configs["retention.ms"]) == ("binance-dead-letters", str(30 * DAY_MS))
 
 
 def test_the_service_can_create_what_is_missing(names: Names, admin: KafkaAdminClient) -> None:
-    config = KafkaConfig(topic_raw_events=names.raw, topic_trades=names.trades, topic_depth=names.depth)
+    config = KafkaConfig(
+        topic_raw_events=names.raw,
+        topic_trades=names.trades,
+        topic_depth=names.depth,
+        topic_dead_letters=names.dead_letters,
+    )
     wanted = wanted_topics(config)
     assert create_topics(admin, missing_topics(admin, wanted)) == list(wanted)
     assert missing_topics(admin, wanted) == []
@@ -236,6 +244,6 @@ def test_the_service_can_create_what_is_missing(names: Names, admin: KafkaAdminC
 
 def test_a_refused_topic_is_an_error_that_names_it(names: Names, admin: KafkaAdminClient) -> None:
     config = KafkaConfig(topic_raw_events=names.raw, topic_trades=names.raw, topic_depth=names.raw)
-    (wanted,) = wanted_topics(config.model_copy(update={"replication_factor": 9}))
+    wanted, _ = wanted_topics(config.model_copy(update={"replication_factor": 9}))
     with pytest.raises(TopicError, match=f"{names.raw}: .*InvalidReplicationFactorError"):
         create_topics(admin, [wanted])
