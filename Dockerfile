@@ -8,7 +8,7 @@ COPY requirements.txt ./
 RUN python -m venv --without-pip /opt/venv \
     && python -m pip --python /opt/venv/bin/python install \
         --no-cache-dir --disable-pip-version-check --only-binary=:all: --requirement requirements.txt
-COPY main.py setup_kafka.py consumer_example.py monitoring.py ./
+COPY main.py setup_kafka.py consumer_example.py monitoring.py dead_letters.py ./
 COPY config/ config/
 COPY src/ src/
 # The bytecode is made here: the service itself may write nothing.
