@@ -179,8 +179,8 @@ def run(  # noqa: PLR0913 - one run has that many facts
         "CONNECTION_BATCH_TIMEOUT_SECONDS": "0.2",  # the clock runs until the last, incomplete batch is there
     }
     log = Path(tempfile.gettempdir()) / "binance-ingestion-bench.log"
-    with log.open("w") as output:
-        process = Process(pipeline.command, environment, output)
+    with log.open("w") as output, tempfile.TemporaryDirectory(prefix="binance-ingestion-bench-") as spool:
+        process = Process(pipeline.command, environment | {"SPOOL_PATH": spool}, output)
         sending_at = float(str(load.line()["at"]))
         cpu_before = process.cpu_seconds()
         expected = int(str(started["frames"]))
