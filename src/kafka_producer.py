@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _BOOTSTRAP_SECONDS = 5.0  # the library's constructor blocks this long, so a stop may have to wait for it
 _RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 2.0  # between looks whether a topic is gone
 _END_SECONDS = 10.0  # for a producer that is replaced; what it still holds then is given up
 _MAX_REQUEST_BYTES = 8 * 1024 * 1024  # of one request to a broker, over all its partitions
 
@@ -221,12 +222,25 @@ class KafkaSink:
                 self._telemetry.kafka_unavailable(error, bootstrap_servers=self._kafka.bootstrap_servers)
                 self._closing.wait(_RETRY_SECONDS)
                 continue
-            self._broken.wait()
+            self._wait_until_broken()
             if not self._closing.is_set():
                 self._end_producer(_END_SECONDS)
                 self._closing.wait(_RETRY_SECONDS)
 
-    def _create_missing_topics(self) -> None:
+    def _wait_until_broken(self) -> None:
+        """Break the producer off when a topic is gone, which it would wait for until its batches are too old."""
+        while not self._broken.wait(_LOOK_SECONDS):
+            if self.in_flight.stalled_seconds < _LOOK_SECONDS and not self._partitions.missing():
+                continue
+            try:
+                created = self._create_missing_topics()
+            except (KafkaError, OSError, topics.TopicError) as error:
+                self._telemetry.kafka_unavailable(error, bootstrap_servers=self._kafka.bootstrap_servers)
+                continue
+            if created:
+                self.break_off(topics.TopicError(f"{', '.join(created)}: gone, and made again"))
+
+    def _create_missing_topics(self) -> list[str]:
         options = self._kafka.client_options() | {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
         known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
         admin = _opened(KafkaAdminClient, known)
@@ -238,6 +252,7 @@ class KafkaSink:
             admin.close()
         if created:
             self._telemetry.topics_created([str(topic.name) for topic in created])
+        return [topic.name for topic in created]
 
     def _create_dead_letter_topic(self, admin: KafkaAdminClient) -> list[topics.Topic]:
         """Create it where we may; without it dead letters stay in their table, and the data flows."""
@@ -374,6 +389,10 @@ class _Partitions:
             self._counts = counts
             self._known = _RouteMap(self._partition)
         return self._known
+
+    def missing(self) -> bool:
+        """Whether the producer has learnt that a topic does not exist."""
+        return any(partition_count(self._producer, topic) is None for topic in self._counts)
 
     def _partition(self, route: Route) -> TopicPartition:
         hashed = murmur2(route.key) & 0x7FFF_FFFF if route.key is not None else 0

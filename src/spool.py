@@ -249,6 +249,10 @@ class Spool:
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
+                with contextlib.suppress(
+                    sqlite3.Error
+                ):  # a log that a full disk keeps from growing must start anew
+                    self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 raise
 
     def _not_there(self, events: Sequence[Event]) -> list[Event]:

@@ -14,3 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shutdowns", type=int, default=20, help="how many shutdowns under load to try (default: 20)"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `slow` unless `-m` names that marker."""
+    if "slow" not in config.getoption("-m"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
