@@ -274,14 +274,14 @@ class KafkaSink:
 
     def _open_producer(self) -> None:
         producer = self._make_producer(self._kafka)
-        appender = self._make_appender(producer, self._told)
-        try:
+        try:  # before there is an appender: that of the public way lets nothing wait for metadata any more
             counts = {topic.name: len(producer.partitions_for(topic.name)) for topic in self._topics}
             knows_dead_letter_topic = self._knows_dead_letter_topic(producer)
-            producer.config["max_block_ms"] = 0  # from here on nothing waits for metadata
         except BaseException:
-            appender.stop(0.0)
+            self._make_appender(producer, self._told).stop(0.0)
             raise
+        producer.config["max_block_ms"] = 0  # from here on nothing waits for metadata
+        appender = self._make_appender(producer, self._told)
         with self._lock:
             if self._closing.is_set():
                 appender.stop(0.0)
