@@ -206,7 +206,10 @@ class Delivery:
         while self._returned:
             self._take_back(self._returned[0])
             self._returned.popleft()  # not before: `accept` looks whether there are any
-        self._forget_acknowledged()
+        try:
+            self._forget_acknowledged()
+        except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
+            self._telemetry.spool_failing(str(error))
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
         if stalled and not self._secured:
             self._secure()
@@ -242,7 +245,8 @@ class Delivery:
 
     def _forget_acknowledged(self) -> None:
         while self._acknowledged:
-            self._to_remove += [event.seq for event in self._acknowledged.popleft()]
+            on_disk_up_to = self._spool.last_seq
+            self._to_remove += [event.seq for event in self._acknowledged.popleft() if event.seq <= on_disk_up_to]
         if self._to_remove:
             self._spool.remove(self._to_remove)
             self._to_remove.clear()

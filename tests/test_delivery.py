@@ -494,6 +494,24 @@ def test_what_came_back_waits_for_the_disk_to_work_again(by_hand: Callable[..., 
     assert len(rig.sink.written) == 600
 
 
+def test_a_disk_too_full_to_delete_anything_does_not_keep_events_from_kafka(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka(is_open=False))
+    rig.delivery._spool = disk = Unwilling(rig.spool)  # type: ignore[assignment]
+    rig.accept(3000)
+    disk.failing = {"append", "remove", "evict", "bury"}
+    rig.sink.reopen()
+    for _ in range(10):
+        rig.step()
+        answer_all(rig)
+    assert rig["kafka_produced"] == 3000
+    rig.accept(100)
+    assert rig["messages_dropped"] == 0, "direct again"
+    assert rig.spool.count == 3000
+    disk.failing = set()
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+
+
 # Any order of things
 
 
@@ -512,7 +530,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(script=actions, in_flight=st.sampled_from([40, 100_000]), crash=st.booleans(), seed=st.integers(0, 99))
 def test_any_sequence_of_fates_loses_doubles_and_overtakes_nothing(  # noqa: C901, PLR0912 - one branch a verb
     script: list[tuple[str, Any]],
@@ -600,7 +618,7 @@ def quick_switches() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quick_switches")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_racing_threads_lose_double_and_overtake_nothing(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     kafka = ScriptedKafka(records=chance.choice((500, 3000, 100_000)))
@@ -631,7 +649,7 @@ def test_racing_threads_lose_double_and_overtake_nothing(seed: int, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("quick_switches")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_close_in_the_midst_of_it_leaves_each_event_in_kafka_or_on_disk(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     kafka = ScriptedKafka(records=3000)

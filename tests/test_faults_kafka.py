@@ -383,7 +383,8 @@ def test_a_disk_that_takes_no_more_costs_what_is_counted_and_is_used_again_when_
     assert scene.service.get("/ready")[0] == 503
     scene.broker.thaw()
     scene.drained()
-    scene.flows()
+    before = scene["kafka_produced"]
+    scene.service.wait_for(lambda: scene["kafka_produced"] > before + 1000, "it flows")
     final = scene.stop(expected=1)
     assert set(final["messages_dropped_by_reason"]) == {"spool_failed"}
     findings = scene.lines().compared(scene.sent())
