@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo run test test-kafka check format bench bench-kafka clean
+.PHONY: help demo run test test-kafka check format bench bench-kafka chaos-kafka clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: $(READY)  ## throughput, CPU and memory beside a naive reference, on the 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
 	$(BIN)/python -m benchmarks.bench --broker kafka4
+
+chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is in it is compared with what was sent
+	$(BIN)/python -m sandbox.chaos --seconds 300
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

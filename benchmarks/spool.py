@@ -1,7 +1,7 @@
 """`python -m benchmarks.spool`: how fast events go to disk and come from there, and what CPU each costs.
 
-Spooling: batches of 100, as the buffer gives them at its default, appended to a fresh spool. Draining: chunks read,
-and removed as Kafka would acknowledge them. No broker takes part.
+Spooling: batches of 100, as the buffer gives them at its default, appended to a fresh spool. Draining: chunks
+read, and removed as Kafka would acknowledge them. No broker takes part.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,8 @@ from kafka.admin import KafkaAdminClient
 
 from sandbox.brokers import EmbeddedBroker
 from sandbox.completeness import STREAM_TYPES, Findings, Lines
+from sandbox.proxy import Proxy
 from tests.broker_fixtures import Topics, create_topics, fresh_topics, read_all
-from tests.proxy import Proxy
 from tests.service_fixtures import balanced
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from sandbox.brokers import Broker
     from sandbox.exchange import Exchange
-    from tests.broker_fixtures import MakeBroker
     from tests.service_fixtures import ServiceProcess, StartService
 
 pytestmark = pytest.mark.kafka
@@ -116,7 +114,7 @@ class Scene:
         findings = self.lines().compared(self.sent())
         assert findings.faults == []
         assert findings.duplicates <= possible_duplicates
-        print(f"{findings}, duplicates possible {possible_duplicates}, memory peak {self.memory_mb:.0f} MB")
+        print(f"{findings}, duplicates possible {possible_duplicates}, memory peak {self.memory_mb:.0f} MB")  # noqa: T201
         return findings
 
 

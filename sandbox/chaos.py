@@ -1,0 +1,267 @@
+"""`python -m sandbox.chaos --seconds N --seed S`: Kafka fails in a seeded random sequence, with verdicts.
+
+The simulated exchange sends 5,000 messages a second to the service as `python main.py`; between it and the broker
+stands a TCP proxy. Each fault lasts a few seconds, then everything has to drain, and what is in Kafka is compared
+with the exchange's own record. Exit code: 0, or 1 when something is missing, in disorder, or there more often
+than was counted as possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12, imported on 3.11
+    from kafka import KafkaConsumer, TopicPartition
+
+from sandbox.brokers import BROKERS, Broker, EmbeddedBroker, free_port
+from sandbox.completeness import STREAM_TYPES, Lines
+from sandbox.exchange import Exchange, Settings
+from sandbox.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ROOT = Path(__file__).parent.parent
+_SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
+_TOPICS = ("binance-raw-events", "binance-trades", "binance-depth")
+_PATIENCE_SECONDS = 90.0
+
+
+class ChaosError(Exception):
+    """Something did not come about in time; the message says what."""
+
+
+@dataclass
+class Verdict:
+    """One line of the table."""
+
+    fault: str
+    seconds: float
+    sent: int
+    delivered: int
+    possible: int
+    twice: int
+    faults: list[str]
+
+    def __str__(self) -> str:
+        order = "broken" if any(" after " in fault for fault in self.faults) else "kept"
+        verdict = "; ".join(self.faults) or ("too many twice" if self.twice > self.possible else "ok")
+        numbers = f"{self.sent:>9} {self.delivered:>9} {self.possible:>8} {self.twice:>6}"
+        return f"{self.fault:<16} {self.seconds:>6.1f} {numbers}  {order:<6}  {verdict}"
+
+    @property
+    def good(self) -> bool:
+        """Whether everything is as promised."""
+        return not self.faults and self.twice <= self.possible
+
+
+class Service:
+    """The service as a process; its metrics over HTTP."""
+
+    def __init__(self, folder: Path, url: str, bootstrap_servers: str) -> None:
+        self._port = free_port()
+        self._log = (folder / "service.log").open("ab")
+        environment = {
+            "BINANCE_WS_BASE_URL": url,
+            "BINANCE_SYMBOLS": ",".join(_SYMBOLS),
+            "BINANCE_STREAM_TYPES": STREAM_TYPES,
+            "CONNECTION_RECONNECT_INTERVAL": "0.2",
+            "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
+            "MONITORING_PORT": str(self._port),
+            "SPOOL_PATH": str(folder / "spool"),
+            "SPOOL_MIN_FREE_BYTES": "0",
+            "SHUTDOWN_TIMEOUT_SECONDS": "5",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "main.py"], cwd=_ROOT, env=os.environ | environment, stdout=self._log
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Return /status, nothing while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/status", timeout=5) as answer:
+                return dict(json.load(answer))
+        except OSError:
+            return {}
+
+    def stop(self) -> dict[str, Any]:
+        """Stop it in an orderly way; return its last metrics."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(30)
+        self._log.close()
+        lines = Path(self._log.name).read_text().splitlines()
+        return next(dict(json.loads(line)) for line in reversed(lines) if '"service_metrics"' in line)
+
+    def end(self) -> None:
+        """Make sure that it is gone."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+class Chaos:
+    """A broker, a proxy, an exchange, a service, and what has been counted so far."""
+
+    def __init__(self, stack: ExitStack, folder: Path, broker: str, rate: float, seed: int) -> None:
+        self._chance = random.Random(seed)
+        self._folder = folder
+        self._broker: Broker = stack.enter_context(BROKERS[broker](folder / "broker"))
+        self._proxy = stack.enter_context(Proxy(self._broker.port))
+        self._exchange = stack.enter_context(Exchange(Settings(rate=rate, seed=seed, symbols=_SYMBOLS)))
+        self._possible = 0
+        """Possible duplicates of the runs of the service that have ended."""
+        self._service = self._started()
+        stack.callback(lambda: self._service.end())  # noqa: PLW0108 - of the last run, not of this one
+        self._until(lambda: self._service.metrics().get("kafka_produced", 0) > 0, "the first event in Kafka")
+        self.faults: list[tuple[str, Callable[[float], None]]] = [
+            ("frozen", self._frozen),
+            ("killed", self._killed),
+            ("held back", self._between(self._proxy.hold)),
+            ("swallowed", self._between(self._proxy.swallow)),
+            ("refused", self._between(self._proxy.refuse)),
+            ("delayed", self._between(lambda: self._proxy.delay(0.2))),
+            ("resets", self._resets),
+            ("service stopped", self._service_stopped),
+        ]
+
+    def next(self) -> Verdict:
+        """Let one fault happen and judge."""
+        name, fault = self._chance.choice(self.faults)
+        seconds = self._chance.uniform(1.5, 5.0)
+        fault(seconds)
+        self._until(lambda: self._service.metrics().get("messages_spooled") == 0, f"drained after: {name}")
+        self._exchange.command("rate", 0)
+        self._until(self._at_rest, f"at rest after: {name}")
+        findings = self._lines().compared(self._exchange.command("sent")["streams"])
+        possible = self._possible + self._service.metrics()["possible_duplicates"]
+        self._exchange.command("rate", self._exchange.settings.rate)
+        return Verdict(
+            name, seconds, findings.sent, findings.delivered, possible, findings.duplicates, findings.faults
+        )
+
+    # Faults
+
+    def _frozen(self, seconds: float) -> None:
+        self._broker.freeze()
+        time.sleep(seconds)
+        self._broker.thaw()
+
+    def _killed(self, seconds: float) -> None:
+        if isinstance(self._broker, EmbeddedBroker):  # or it would lose what it acknowledged last
+            self._proxy.refuse()
+            self._broker.wait_until_durable()
+        self._broker.kill()
+        time.sleep(seconds)
+        self._broker.start()
+        self._proxy.flow()
+
+    def _between(self, command: Callable[[], None]) -> Callable[[float], None]:
+        def fault(seconds: float) -> None:
+            command()
+            time.sleep(seconds)
+            self._proxy.flow()
+
+        return fault
+
+    def _resets(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._proxy.reset()
+            time.sleep(self._chance.uniform(0.05, 0.5))
+
+    def _service_stopped(self, seconds: float) -> None:
+        self._proxy.refuse()
+        time.sleep(seconds)
+        self._possible += self._service.stop()["possible_duplicates"]
+        self._proxy.flow()
+        self._service = self._started()
+
+    # What is awaited and asked
+
+    def _started(self) -> Service:
+        return Service(self._folder, self._exchange.ws_url, self._proxy.bootstrap_servers)
+
+    def _at_rest(self) -> bool:
+        metrics = self._service.metrics()
+        waiting = ("messages_buffered", "messages_in_flight", "messages_spooled")
+        before = self._exchange.command("sent")["total"]["events"]
+        time.sleep(0.3)
+        same = self._exchange.command("sent")["total"]["events"] == before
+        return same and bool(metrics) and not any(metrics[name] for name in waiting)
+
+    def _until(self, holds: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not holds():
+            if time.monotonic() > deadline:
+                raise ChaosError(f"not within {_PATIENCE_SECONDS:.0f} s: {what}; {self._service.metrics()}")
+            time.sleep(0.05)
+
+    def _lines(self) -> Lines:
+        consumer = KafkaConsumer(bootstrap_servers=self._broker.bootstrap_servers, enable_auto_commit=False)
+        try:
+            parts = [
+                TopicPartition(topic, number)
+                for topic in _TOPICS
+                for number in consumer.partitions_for_topic(topic) or ()
+            ]
+            consumer.assign(parts)
+            consumer.seek_to_beginning(*parts)
+            ends = consumer.end_offsets(parts)
+            values: list[bytes] = []
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while any(consumer.position(part) < ends[part] for part in parts):
+                if time.monotonic() > deadline:
+                    raise ChaosError(f"only {len(values)} records could be read")
+                values += [one.value for batch in consumer.poll(200).values() for one in batch]
+            return Lines(values)
+        finally:
+            consumer.close(autocommit=False)
+
+
+def main() -> int:
+    """Run the sequence and print the table; return the exit code."""
+    asked = _command_line()
+    print(f"{'fault':<16} {'s':>6} {'sent':>9} {'delivered':>9} {'possible':>8} {'twice':>6}  order   verdict")  # noqa: T201
+    good = True
+    until = time.monotonic() + asked.seconds
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        try:
+            chaos = Chaos(stack, folder, asked.broker, asked.rate, asked.seed)
+            while time.monotonic() < until:
+                verdict = chaos.next()
+                print(verdict, flush=True)  # noqa: T201
+                good &= verdict.good
+        except ChaosError as error:
+            print(error)  # noqa: T201
+            good = False
+    return 0 if good else 1
+
+
+def _command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sandbox.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="no fault begins after this (default: 60)")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--rate", type=float, default=5000.0, help="messages a second (default: 5000)")
+    parser.add_argument("--broker", choices=BROKERS, default="embedded")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
