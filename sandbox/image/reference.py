@@ -1,0 +1,33 @@
+"""The reference implementations of compose and kustomize, fetched and built as Go modules.
+
+They read the files as `docker compose` and `kubectl apply -k` do, and need neither an engine nor a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sandbox.image.command import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPOSE = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2"
+KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1"
+_BUILD_SECONDS = 500.0
+
+
+def merged_compose(*files: Path) -> dict[str, Any]:
+    """Return the model that `docker compose config` would show for these files, every profile included."""
+    model: dict[str, Any] = json.loads(_go(COMPOSE, "-format", "json", *map(str, files)))
+    return model
+
+
+def built_kustomization(folder: Path) -> str:
+    """Return the YAML documents that `kubectl apply -k` would send."""
+    return _go(KUSTOMIZE, "build", str(folder))
+
+
+def _go(program: str, *arguments: str) -> str:
+    return run("go", "run", "-p=1", program, *arguments, timeout=_BUILD_SECONDS)
