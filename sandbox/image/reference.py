@@ -6,15 +6,16 @@ They read the files as `docker compose` and `kubectl apply -k` do, and need neit
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sandbox.image.command import run
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 COMPOSE = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2"
 KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1"
+PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 _BUILD_SECONDS = 500.0
 
 
@@ -31,3 +32,12 @@ def built_kustomization(folder: Path) -> str:
 
 def _go(program: str, *arguments: str) -> str:
     return run("go", "run", "-p=1", program, *arguments, timeout=_BUILD_SECONDS)
+
+
+def service_monitor_schema() -> dict[str, Any]:
+    """Return the JSON schema of the Prometheus operator's ServiceMonitor."""
+    found = json.loads(run("go", "mod", "download", "-json", PROMETHEUS_OPERATOR, timeout=_BUILD_SECONDS))
+    file = Path(found["Dir"]) / "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+    [version] = yaml.safe_load(file.read_text())["spec"]["versions"]
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return schema
