@@ -324,6 +324,13 @@ def consumed(up: Stack, bootstrap_servers: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def scraped(up: Stack) -> float:
+    """Ask Prometheus, through its published port, how many events it saw acknowledged; 0 when it saw none."""
+    query = f"http://localhost:9090/api/v1/query?query={PREFIX}{PRODUCED}_total"
+    found = json.loads(up.outside("curl", "-sS", query).stdout or "{}").get("data", {}).get("result", [])
+    return sum(float(series["value"][1]) for series in found if series["metric"]["job"] == "binance-ingestion")
+
+
 def stopped(up: Stack) -> dict[str, Any]:
     """Stop the service as `docker compose stop` does; return its final metrics."""
     ingestion = up.running["ingestion"]
@@ -342,6 +349,10 @@ def test_the_stack_comes_up_in_order_and_delivers(running: Stack) -> None:
     eventually(lambda: status(running).get(PRODUCED, 0) > 1000, within=60)
     assert status(running)["ready"] is True
     assert len(consumed(running, "localhost:9092")) == 300
+    if "prometheus" in running.running:
+        assert eventually(lambda: scraped(running), within=60) > 1000
+        rules = running.outside("curl", "-sS", "http://localhost:9090/api/v1/rules").stdout
+        assert "binance-ingestion" in [group["name"] for group in json.loads(rules)["data"]["groups"]]
     metrics = stopped(running)
     assert metrics["messages_received"] == metrics[PRODUCED]
 

@@ -2,15 +2,18 @@
 
 ZooKeeper and Kafka are Apache's own programs (3.9, from Maven), their properties made of the environment by the
 rules of the images that the compose file names; the service's own image runs as it is. Names, listeners,
-published ports, start order and health checks are the compose file's. What only an engine can do is not done:
-pulling, limits, restarts; Kafka UI, Prometheus and Grafana are left out.
+published ports, start order and health checks are the compose file's; so are Prometheus's command, configuration
+and rules, where the program is installed. What only an engine can do is not done: pulling, limits, restarts; Kafka
+UI and Grafana, of which there are no packages here, are left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -33,7 +36,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _ZOOKEEPER = "confluentinc/cp-zookeeper"
 _KAFKA = "confluentinc/cp-kafka"
 _OWN = "binance-ingestion"
-_RUNNABLE = (_ZOOKEEPER, _KAFKA, _OWN)
+_PROMETHEUS = "prom/prometheus"
+_RUNNABLE = (_ZOOKEEPER, _KAFKA, _OWN, *([_PROMETHEUS] if shutil.which("prometheus") else []))
 _ZOOKEEPER_PROPERTIES = {
     "ZOOKEEPER_CLIENT_PORT": "clientPort",
     "ZOOKEEPER_TICK_TIME": "tickTime",
@@ -125,9 +129,25 @@ class Stack:
             network = self.hosts.namespace(name)
             with Container(self._image, environment | exchange, service.get("command"), network) as container:
                 yield container
+        elif _program(service) == _PROMETHEUS:
+            with _running(self._prometheus(name, service)) as child:
+                yield child
         else:
             with _running(self._apache(name, _program(service), environment)) as child:
                 yield child
+
+    def _prometheus(self, name: str, service: Mapping[str, Any]) -> Child:
+        """Give it its files where they are here, in its command and in its configuration."""
+        folder = self._folder / name
+        folder.mkdir()
+        places = {volume["target"]: volume["source"] for volume in service["volumes"]}
+        places |= {target: str(folder / "data") for target, source in places.items() if not source.startswith("/")}
+        configuration = next(target for target in places if target.endswith(".yml"))
+        copy = folder / "prometheus.yml"
+        copy.write_text(_placed(Path(places.pop(configuration)).read_text(), places))
+        places[configuration] = str(copy)
+        arguments = [_placed(argument, places) for argument in service["command"]]
+        return self._child(name, ["prometheus", *arguments], self.hosts.inside(name))
 
     def _apache(self, name: str, program: str, environment: Environment) -> Child:
         folder = self._folder / name
@@ -191,6 +211,13 @@ def _running(child: Child) -> Iterator[Child]:
         yield child
     finally:
         child.stop(_STOP_SECONDS)
+
+
+def _placed(text: str, places: Mapping[str, str]) -> str:
+    """Put the places here in the stead of those in the container, the longer ones first."""
+    for target in sorted(places, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w.-]){re.escape(target)}(?![\w.-])", places[target], text)
+    return text
 
 
 def _program(service: Mapping[str, Any]) -> str:
