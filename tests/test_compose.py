@@ -295,6 +295,18 @@ def test_composes_own_code_reads_both_files() -> None:
 
 
 @stack
+def test_the_stack_stands_over_a_users_env_file_and_the_rest_of_it_is_obeyed(tmp_path: Path) -> None:
+    shutil.copy(BASE, tmp_path)
+    example = (ROOT / ".env.example").read_text()
+    (tmp_path / ".env").write_text(f"{example}\nBINANCE_SYMBOLS=DOGEUSDT\nMONITORING_PORT=9999\n")
+    environment = environment_of(merged_compose(tmp_path / BASE.name)["services"]["ingestion"])
+    assert environment["KAFKA_BOOTSTRAP_SERVERS"] == "kafka:29092"
+    assert environment["MONITORING_PORT"] == "8000"
+    assert environment["MONITORING_HOST"] == "0.0.0.0"
+    assert environment["BINANCE_SYMBOLS"] == "DOGEUSDT"
+
+
+@stack
 def test_promtool_accepts_configuration_and_rules() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -350,7 +362,7 @@ def test_the_stack_comes_up_in_order_and_delivers(running: Stack) -> None:
     assert status(running)["ready"] is True
     assert len(consumed(running, "localhost:9092")) == 300
     if "prometheus" in running.running:
-        assert eventually(lambda: scraped(running), within=60) > 1000
+        eventually(lambda: scraped(running) > 1000, within=60)
         rules = running.outside("curl", "-sS", "http://localhost:9090/api/v1/rules").stdout
         assert "binance-ingestion" in [group["name"] for group in json.loads(rules)["data"]["groups"]]
     metrics = stopped(running)

@@ -20,8 +20,12 @@ _BUILD_SECONDS = 500.0
 
 
 def merged_compose(*files: Path) -> dict[str, Any]:
-    """Return the model that `docker compose config` would show for these files, every profile included."""
-    model: dict[str, Any] = json.loads(_go(COMPOSE, "-format", "json", *map(str, files)))
+    """Return the model that `docker compose config` would show for these files, every profile included.
+
+    Like compose it takes `.env` and relative paths from the folder of the first file.
+    """
+    arguments = ["-format", "json", *map(str, files)]
+    model: dict[str, Any] = json.loads(_go(COMPOSE, *arguments, folder=files[0].parent))
     return model
 
 
@@ -30,8 +34,8 @@ def built_kustomization(folder: Path) -> str:
     return _go(KUSTOMIZE, "build", str(folder))
 
 
-def _go(program: str, *arguments: str) -> str:
-    return run("go", "run", "-p=1", program, *arguments, timeout=_BUILD_SECONDS)
+def _go(program: str, *arguments: str, folder: Path | None = None) -> str:
+    return run("go", "run", "-p=1", program, *arguments, timeout=_BUILD_SECONDS, folder=folder)
 
 
 def service_monitor_schema() -> dict[str, Any]:

@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from dotenv import dotenv_values
+
 from sandbox.brokers.child import Child
 from sandbox.brokers.maven import fetched
 from sandbox.image.command import ImageError
@@ -230,11 +232,13 @@ def _java(heap: list[str]) -> list[str]:
 
 
 def environment_of(service: Mapping[str, Any]) -> Environment:
-    """Return a service's environment; the merged model holds a mapping or a list of NAME=value."""
+    """Return a service's environment: `environment` over its env files, as the specification has it."""
+    files = [Path(file["path"]) for file in service.get("env_file", [])]
+    from_files = {name: value or "" for file in files for name, value in dotenv_values(file).items()}
     given = service.get("environment", {})
-    if isinstance(given, list):
-        return dict(entry.split("=", 1) for entry in given)
-    return {name: str(value) for name, value in given.items()}
+    if isinstance(given, list):  # the merged model holds a mapping or a list of NAME=value
+        given = dict(entry.split("=", 1) for entry in given)
+    return from_files | {name: str(value) for name, value in given.items()}
 
 
 def kafka_properties(environment: Environment, folder: Path) -> Environment:
