@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check format bench bench-kafka clean
+.PHONY: help demo run test test-kafka check format bench bench-kafka image test-image test-stack clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +45,16 @@ bench: $(READY)  ## throughput, CPU and memory beside a naive reference, on the 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
 	$(BIN)/python -m benchmarks.bench --broker kafka4
+
+image: $(READY)  ## build the container image with buildah; needs Linux, root, buildah, debootstrap
+	$(BIN)/python -m sandbox.image --tag $(IMAGE)
+
+test-image: image  ## run the image: health, delivery, signals, read-only root
+	CONTAINER_IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/test_container.py
+
+test-stack: image  ## the compose stacks as processes, kustomize; needs Java, Maven, Go, ncat, prometheus too
+	$(BIN)/python -m sandbox.brokers fetch
+	CONTAINER_IMAGE=$(IMAGE) STACK_TESTS=1 $(BIN)/python -m pytest tests/test_compose.py tests/test_kubernetes.py
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
