@@ -25,7 +25,6 @@ from benchmarks.runs import PIPELINES, Result, Task, run
 from sandbox.brokers import BROKERS
 
 LOADS = ("trades", "realistic")
-USUAL_RATE = 500
 TRACED_SAMPLES = 4000
 
 
@@ -38,6 +37,8 @@ class Effort:
     """Of load in each closed-loop run, at the rate that is expected."""
     latency_seconds: float
     usual_seconds: float
+    budget_seconds: float = 180.0
+    """After so long no further round is begun: on a busy machine there are fewer, and the figures say how many."""
 
 
 EFFORTS = {"full": Effort(3, 3.0, 6.0, 12.0), "quick": Effort(1, 1.5, 3.0, 4.0)}
@@ -56,6 +57,8 @@ class Session:
     rounds: list[dict[str, Result]] = field(default_factory=list)
     """By `pipeline load`."""
     latency: dict[str, Result] = field(default_factory=dict)
+    repeated: list[Result] = field(default_factory=list)
+    """Paced runs that were not sustained, and therefore made a second time."""
     usual: Result | None = None
     seconds: float = 0.0
 
@@ -71,7 +74,10 @@ class Bench:
 
     def throughput(self, pipelines: list[str], loads: list[str]) -> None:
         """Run everything in each round, in an order that turns."""
+        started_at = time.monotonic()
         for number in range(self._effort.rounds):
+            if number and time.monotonic() - started_at > self._effort.budget_seconds:
+                return
             turn = number % len(pipelines)
             results: dict[str, Result] = {}
             self._session.rounds.append(results)
@@ -92,13 +98,19 @@ class Bench:
                 trace_every=max(1, int(rate * seconds / TRACED_SAMPLES)),
                 settings={"CONNECTION_BATCH_TIMEOUT_SECONDS": "0.05"},
             )
-            self._session.latency[title] = self._run(task)
+            result = self._run(task)
+            if (
+                result.fault
+            ):  # a pace is not to be had at each moment of a shared machine; a fault that stays is told
+                self._session.repeated.append(result)
+                result = self._run(task)
+            self._session.latency[title] = result
 
     def usual(self) -> None:
         """Run five symbols at the live exchange's usual pace, with the default time of flushing."""
         settings = {"CONNECTION_BATCH_TIMEOUT_SECONDS": "5"}
-        frames = int(USUAL_RATE * self._effort.usual_seconds)
-        task = Task(PIPELINES["seeds"], "realistic", frames, USUAL_RATE, settings=settings)
+        frames = int(report.USUAL_RATE * self._effort.usual_seconds)
+        task = Task(PIPELINES["seeds"], "realistic", frames, report.USUAL_RATE, settings=settings)
         self._session.usual = self._run(task)
 
     def _run(self, task: Task) -> Result:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     Round = dict[str, Result]
 
+USUAL_RATE = 500
+"""Messages a second of five symbols at the live exchange's usual pace."""
+
 NAMES = {
     "naive": "naive reference",
     "peer": "cryptofeed, its Kafka backend",
@@ -73,7 +76,7 @@ def summary(rounds: Sequence[Round], latency: Round, usual: Result | None) -> di
         "behind_ms": {
             title: 1000 * result.generator["behind_seconds"] for title, result in latency.items() if result.legs
         },
-        "usual_percent": 100 * usual.cores if usual else None,
+        "usual_percent": usual.cpu_us * USUAL_RATE / 1e4 if usual else None,
         "records_verified": sum(result.delivered for result in everything if not result.fault),
         "faults": [f"{result.pipeline}, {result.load}: {result.fault}" for result in everything if result.fault],
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 POLL_SECONDS = 0.05
-STALLED_SECONDS = 15.0
+STALLED_SECONDS = 10.0
 """Without a new record in the topics for so long, a run is over."""
 READY_SECONDS = 30.0
 SETTLE_SECONDS = 1.5

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     """Tells kind, symbol and id of a record's value; None for a record that belongs to no frame."""
 
 PARTITIONS = 3  # the default of KAFKA_PARTITIONS
+READ_SECONDS = 20
 PEER_KINDS = {"trades": "aggTrade", "book": "depth", "candles": "kline", "ticker": "bookTicker"}
 """What cryptofeed calls the kinds of a load."""
 
@@ -145,6 +146,10 @@ class Tally:
         return f"never sent: {extra}" if extra else ""
 
 
+class UnreadableError(Exception):
+    """The broker gave no records for a long time, although it says that there are more."""
+
+
 class RunTopics:
     """Fresh topics for one run, deleted at its end."""
 
@@ -190,16 +195,21 @@ class RunTopics:
         """Read every record from the start and compare with what was sent; empty when all is well."""
         tally = Tally()
         self._consumer.seek_to_beginning()
-        for name, value in self._all(self.count()):
-            tally.add(self._identify[name](value))
+        try:
+            for name, value in self._all(self.count()):
+                tally.add(self._identify[name](value))
+        except UnreadableError as error:
+            return str(error)
         return tally.verdict(sent)
 
     def _all(self, expected: int) -> Iterator[tuple[str, bytes]]:
         read = 0
         while read < expected:
-            polled = self._consumer.poll(timeout_ms=5000, max_records=50_000)
+            polled = self._consumer.poll(timeout_ms=READ_SECONDS * 1000, max_records=50_000)
             if not polled:
-                return
+                raise UnreadableError(
+                    f"{read} of {expected} records could be read back in time; the rest is unknown"
+                )
             for partition, records in polled.items():
                 read += len(records)
                 for record in records:

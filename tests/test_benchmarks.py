@@ -217,7 +217,7 @@ def test_medians_are_over_rounds_and_ratios_within_them() -> None:
 
 def test_a_summary_names_faults_and_counts_only_what_was_verified() -> None:
     rounds = [{"naive trades": result(10, 100), "fast trades": result(99_000, 5, fault="one is missing")}]
-    found = report.summary(rounds, {}, result(500, 40))
+    found = report.summary(rounds, {}, result(500, 80))
     assert found["records_verified"] == 20
     assert found["faults"] == ["p, trades: one is missing"]
     held = {row["what"]: row["holds"] for row in found["targets"]}
