@@ -182,7 +182,7 @@ class RunTopics:
 
     def _open(self) -> Any:  # noqa: ANN401 - kafka-python has no types
         consumer = KafkaConsumer(
-            bootstrap_servers=self._bootstrap_servers, fetch_max_bytes=64 << 20, max_partition_fetch_bytes=8 << 20
+            bootstrap_servers=self._bootstrap_servers, fetch_max_bytes=16 << 20, max_partition_fetch_bytes=1 << 20
         )
         consumer.assign(self._partitions)
         return consumer
