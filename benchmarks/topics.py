@@ -182,7 +182,9 @@ class RunTopics:
 
     def _open(self) -> Any:  # noqa: ANN401 - kafka-python has no types
         consumer = KafkaConsumer(
-            bootstrap_servers=self._bootstrap_servers, fetch_max_bytes=16 << 20, max_partition_fetch_bytes=1 << 20
+            bootstrap_servers=self._bootstrap_servers,
+            # The embedded broker's answers are larger than asked for; the library would give up at 100 MB.
+            receive_message_max_bytes=2**31 - 1,
         )
         consumer.assign(self._partitions)
         return consumer
