@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SECONDS := 1800
+RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check format bench bench-kafka image test-image test-stack clean
+.PHONY: help demo run test test-kafka check format bench bench-quick bench-kafka bench-page profile soak image test-image test-stack clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,12 +41,24 @@ format: $(READY)  ## put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## throughput, CPU and memory beside a naive reference, on the embedded broker
+bench: $(READY)  ## throughput, CPU, latency and memory beside a naive reference and cryptofeed, on the embedded broker
 	$(BIN)/python -m benchmarks.bench
+
+bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
+	$(BIN)/python -m benchmarks.bench --quick
 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
 	$(BIN)/python -m benchmarks.bench --broker kafka4
+
+bench-page: $(READY)  ## put what was measured last into BENCHMARKS.md
+	$(BIN)/python -m benchmarks.markdown
+
+profile: $(READY)  ## where the time goes, by function, of the running service under load
+	$(BIN)/python -m benchmarks.hotspots
+
+soak: $(READY)  ## memory and latency over time: make soak SECONDS=1800 RATE=20000
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS) --rate $(RATE)
 
 image: $(READY)  ## build the container image with buildah; needs Linux, root, buildah, debootstrap
 	$(BIN)/python -m sandbox.image --tag $(IMAGE)
