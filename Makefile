@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SECONDS := 1800
+RATE := 20000
+IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check format bench bench-kafka chaos-kafka clean
+.PHONY: help demo run test test-kafka check format bench bench-quick bench-kafka bench-page profile soak chaos-kafka image test-image test-stack clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,8 +41,11 @@ format: $(READY)  ## put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## throughput, CPU and memory beside a naive reference, on the embedded broker
+bench: $(READY)  ## throughput, CPU, latency and memory beside a naive reference and cryptofeed, on the embedded broker
 	$(BIN)/python -m benchmarks.bench
+
+bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
+	$(BIN)/python -m benchmarks.bench --quick
 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
@@ -47,6 +53,25 @@ bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 
 chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is in it is compared with what was sent
 	$(BIN)/python -m sandbox.chaos --seconds 300
+
+bench-page: $(READY)  ## put what was measured last into BENCHMARKS.md
+	$(BIN)/python -m benchmarks.markdown
+
+profile: $(READY)  ## where the time goes, by function, of the running service under load
+	$(BIN)/python -m benchmarks.hotspots
+
+soak: $(READY)  ## memory and latency over time: make soak SECONDS=1800 RATE=20000
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS) --rate $(RATE)
+
+image: $(READY)  ## build the container image with buildah; needs Linux, root, buildah, debootstrap
+	$(BIN)/python -m sandbox.image --tag $(IMAGE)
+
+test-image: image  ## run the image: health, delivery, signals, read-only root
+	CONTAINER_IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/test_container.py
+
+test-stack: image  ## the compose stacks as processes, kustomize; needs Java, Maven, Go, ncat, prometheus too
+	$(BIN)/python -m sandbox.brokers fetch
+	CONTAINER_IMAGE=$(IMAGE) STACK_TESTS=1 $(BIN)/python -m pytest tests/test_compose.py tests/test_kubernetes.py
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

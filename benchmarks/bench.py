@@ -1,264 +1,166 @@
-"""`python -m benchmarks.bench`: sustained throughput from socket to ack, CPU a message, memory; ours and naive.
+"""`python -m benchmarks.bench`: how fast and how cheap, from the socket to Kafka's acknowledgement.
 
-For each pipeline the offered rate climbs a ladder until it is not sustained: a rate is sustained when every
-record is in the topics within 1.5 s of the last frame and the load generator never fell more than 0.5 s behind.
-Each step is the real process, a broker with fresh topics, and a load generator of its own process. The best step
-of the service is read back from the topics and every id checked. Results: a table, and JSON with `--json FILE`.
+In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and with
+high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls on all.
+Then latencies leg by leg, and what the service costs at the live exchange's usual pace. Every record of every run
+is read back and compared with what was sent. Writes results.json and plot.svg; exit code 1 when a run was faulty.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka import KafkaConsumer, TopicPartition
-    from kafka.admin import KafkaAdminClient, NewTopic
-
+from benchmarks import report
+from benchmarks.children import ROOT, load_average, machine
+from benchmarks.load import Frames, alone
+from benchmarks.rest import RestServer
+from benchmarks.runs import PIPELINES, Result, Task, run
 from sandbox.brokers import BROKERS
 
-ROOT = Path(__file__).parent.parent
-SERVICE = ["main.py"]
-NAIVE = ["-m", "benchmarks.naive"]
-FAST = {"KAFKA_BATCH_SIZE": "131072", "KAFKA_LINGER_MS": "20", "KAFKA_COMPRESSION": "lz4"}
-STEP = 1.25
-GRACE = 1.5
-BEHIND = 0.5
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+LOADS = ("trades", "realistic")
+TRACED_SAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    rounds: int
+    seconds: float
+    """Of load in each closed-loop run, at the rate that is expected."""
+    latency_seconds: float
+    usual_seconds: float
+    budget_seconds: float = 180.0
+    """After so long no further round is begun: on a busy machine there are fewer, and the figures say how many."""
+
+
+EFFORTS = {"full": Effort(3, 3.0, 6.0, 12.0), "quick": Effort(1, 1.5, 3.0, 4.0)}
 
 
 @dataclass
-class Pipeline:
-    """One thing to measure: a command, its settings, where its ladder starts."""
+class Session:
+    """All results of one call, in the order in which they were measured."""
 
-    name: str
-    command: list[str]
-    settings: dict[str, str]
-    first_rate: int
-
-
-PIPELINES = {
-    "naive": Pipeline("naive reference", NAIVE, {}, 6_000),
-    "default": Pipeline("service, default settings", SERVICE, {}, 30_000),
-    "fast": Pipeline("service, high-throughput settings", SERVICE, FAST, 60_000),
-}
-
-
-@dataclass
-class Step:
-    """What one run at one rate gave."""
-
-    pipeline: str
-    mix: str
-    offered: float
-    delivered: float
-    """Records a second from the first frame sent to the last record in a topic."""
-    cpu_us: float
-    """CPU time of the process over messages, in microseconds; start-up is left out."""
-    peak_mb: float
-    sustained: bool
-    note: str = ""
+    broker: str
+    effort: str
+    machine: dict[str, object] = field(default_factory=machine)
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+    load_average_before: float = field(default_factory=load_average)
+    generator_alone: dict[str, int] = field(default_factory=dict)
+    rounds: list[dict[str, Result]] = field(default_factory=list)
+    """By `pipeline load`."""
+    latency: dict[str, Result] = field(default_factory=dict)
+    repeated: list[Result] = field(default_factory=list)
+    """Paced runs that were not sustained, and therefore made a second time."""
+    usual: Result | None = None
+    seconds: float = 0.0
 
 
-class Topics:
-    """Three fresh topics on a broker, and how many records they hold."""
+class Bench:
+    """Measures on one broker and tells as it goes."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
-        tag = uuid.uuid4().hex[:8]
-        self.names = [f"bench-{kind}-{tag}" for kind in ("raw", "trades", "depth")]
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
-        admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1) for name in self.names])
-        admin.close()
-        self._consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, fetch_max_bytes=8 << 20)
-        self._partitions = [TopicPartition(name, number) for name in self.names for number in range(3)]
-        self._consumer.assign(self._partitions)
+    def __init__(self, bootstrap_servers: str, rest_url: str, session: Session, effort: Effort) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._rest_url = rest_url
+        self._session = session
+        self._effort = effort
 
-    def count(self) -> int:
-        """Return how many records are there."""
-        return sum(self._consumer.end_offsets(self._partitions).values())
+    def throughput(self, pipelines: list[str], loads: list[str]) -> None:
+        """Run everything in each round, in an order that turns."""
+        started_at = time.monotonic()
+        for number in range(self._effort.rounds):
+            if number and time.monotonic() - started_at > self._effort.budget_seconds:
+                return
+            turn = number % len(pipelines)
+            results: dict[str, Result] = {}
+            self._session.rounds.append(results)
+            for load in loads:
+                for name in pipelines[turn:] + pipelines[:turn]:
+                    frames = int(PIPELINES[name].expected_rate[load] * self._effort.seconds)
+                    results[f"{name} {load}"] = self._run(Task(PIPELINES[name], load, frames))
 
-    def faults(self, expected: int) -> str:
-        """Read everything; name what is missing, doubled or out of order per symbol; empty when nothing is."""
-        self._consumer.seek_to_beginning()
-        seen = bytearray(expected)
-        last: dict[tuple[str, bytes], int] = {}
-        read = 0
-        while read < expected:
-            polled = self._consumer.poll(timeout_ms=5000, max_records=5000)
-            if not polled:
-                return f"only {read} of {expected} records could be read"
-            for partition, records in polled.items():
-                for record in records:
-                    read += 1
-                    number = _number(record.value)
-                    if seen[number]:
-                        return f"record {number} is there twice"
-                    seen[number] = 1
-                    line = (partition.topic, record.key)
-                    if last.get(line, -1) >= number:
-                        return f"record {number} came after {last[line]} of {line}"
-                    last[line] = number
-        return "" if all(seen) else f"{seen.count(0)} records are missing"
+    def latency(self, rates: dict[str, tuple[str, str, float]]) -> None:
+        """Trace at paced rates: by title, pipeline, load and rate."""
+        for title, (name, load, rate) in rates.items():
+            seconds = self._effort.latency_seconds
+            task = Task(
+                PIPELINES[name],
+                load,
+                int(rate * seconds),
+                rate,
+                trace_every=max(1, int(rate * seconds / TRACED_SAMPLES)),
+                settings={"CONNECTION_BATCH_TIMEOUT_SECONDS": "0.05"},
+            )
+            result = self._run(task)
+            if (
+                result.fault
+            ):  # a pace is not to be had at each moment of a shared machine; a fault that stays is told
+                self._session.repeated.append(result)
+                result = self._run(task)
+            self._session.latency[title] = result
 
-    def close(self) -> None:
-        """Close the consumer."""
-        self._consumer.close()
+    def usual(self) -> None:
+        """Run five symbols at the live exchange's usual pace, with the default time of flushing."""
+        settings = {"CONNECTION_BATCH_TIMEOUT_SECONDS": "5"}
+        frames = int(report.USUAL_RATE * self._effort.usual_seconds)
+        task = Task(PIPELINES["seeds"], "realistic", frames, report.USUAL_RATE, settings=settings)
+        self._session.usual = self._run(task)
 
-
-def _number(value: bytes) -> int:
-    event = json.loads(value)
-    return int(event["a"] if event["e"] == "aggTrade" else event["u"])
-
-
-class Process:
-    """A child process: its lines of JSON, its CPU time and memory."""
-
-    def __init__(self, arguments: list[str], environment: dict[str, str], output: IO[str] | int) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, stdout=output, text=True
-        )
-
-    def line(self) -> dict[str, object]:
-        """Return the next JSON line of its output."""
-        assert self._child.stdout is not None  # noqa: S101
-        parsed: dict[str, object] = json.loads(self._child.stdout.readline())
-        return parsed
-
-    def cpu_seconds(self) -> float:
-        """Return user and system time so far."""
-        fields = Path(f"/proc/{self._child.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-    def peak_mb(self) -> float:
-        """Return the largest resident memory so far."""
-        status = Path(f"/proc/{self._child.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-    def stop(self) -> int:
-        """End it by SIGTERM; return its exit code."""
-        self._child.send_signal(signal.SIGTERM)
-        try:
-            return self._child.wait(40)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            return self._child.wait()
+    def _run(self, task: Task) -> Result:
+        result = run(task, self._bootstrap_servers, self._rest_url)
+        print(report.line(result), flush=True)
+        return result
 
 
-def run(  # noqa: PLR0913 - one run has that many facts
-    pipeline: Pipeline, mix: str, rate: float, seconds: float, bootstrap_servers: str, *, verify: bool = False
-) -> Step:
-    """Offer `rate` frames a second for `seconds` and see what arrives."""
-    topics = Topics(bootstrap_servers)
-    load = Process(
-        ["-m", "benchmarks.load", "--rate", str(rate), "--seconds", str(seconds), "--mix", mix],
-        {},
-        subprocess.PIPE,
-    )
-    started = load.line()
-    raw, trades, depth = topics.names
-    environment = pipeline.settings | {
-        "BINANCE_WS_BASE_URL": str(started["ws"]),
-        "BINANCE_STREAMS": "btcusdt@aggTrade",
-        "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
-        "KAFKA_TOPIC_RAW_EVENTS": raw,
-        "KAFKA_TOPIC_TRADES": trades,
-        "KAFKA_TOPIC_DEPTH": depth,
-        "MONITORING_PORT": "0",
-        "CONNECTION_BATCH_TIMEOUT_SECONDS": "0.2",  # the clock runs until the last, incomplete batch is there
-    }
-    log = Path(tempfile.gettempdir()) / "binance-ingestion-bench.log"
-    with log.open("w") as output, tempfile.TemporaryDirectory(prefix="binance-ingestion-bench-") as spool:
-        process = Process(pipeline.command, environment | {"SPOOL_PATH": spool}, output)
-        sending_at = float(str(load.line()["at"]))
-        cpu_before = process.cpu_seconds()
-        expected = int(str(started["frames"]))
-        done_at = _await(topics, expected, sending_at + seconds + 20)
-        cpu, peak = process.cpu_seconds() - cpu_before, process.peak_mb()
-        exit_code = process.stop()
-    behind = float(str(load.line()["behind_seconds"]))
-    load.stop()
-    count = topics.count()
-    note = topics.faults(expected) if verify and count == expected else ""
-    topics.close()
-    if count != expected or (exit_code and pipeline.command == SERVICE):
-        note = note or f"{count} of {expected} arrived, exit code {exit_code}, log in {log}"
-    sustained = not note and done_at - sending_at <= seconds + GRACE and behind <= BEHIND
-    delivered = count / (done_at - sending_at)
-    return Step(pipeline.name, mix, rate, delivered, cpu / max(count, 1) * 1e6, peak, sustained, note)
-
-
-def _await(topics: Topics, expected: int, until: float) -> float:
-    """Wait for the records; return when the last one was there."""
-    while topics.count() < expected and time.time() < until:
-        time.sleep(0.1)
-    return time.time()
-
-
-def climb(pipeline: Pipeline, mix: str, seconds: float, bootstrap_servers: str) -> Step:
-    """Raise the rate until it is not sustained; return the last step that was, verified record by record."""
-    rate, best = float(pipeline.first_rate), None
-    while True:
-        step = run(pipeline, mix, rate, seconds, bootstrap_servers, verify=pipeline.command == SERVICE)
-        _tell(step)
-        if not step.sustained:
-            if best is None and rate > 500:  # noqa: PLR2004 - below, something is broken
-                rate /= 2
-                continue
-            return best or step
-        best = step
-        rate *= STEP
-
-
-def _tell(step: Step) -> None:
-    verdict = "sustained" if step.sustained else "not sustained"
-    print(
-        f"{step.pipeline:36}{step.mix:11}{step.offered:9.0f}/s offered {step.delivered:9.0f}/s delivered "
-        f"{step.cpu_us:7.1f} us CPU a message {step.peak_mb:6.0f} MB  {verdict}  {step.note}",
-        flush=True,
-    )
-
-
-def report(best: dict[str, Step]) -> None:
-    """Print the table, with ratios to the reference of the same run."""
-    print(f"\n{'':36}{'mix':11}{'msg/s':>9}{'x naive':>9}{'us CPU':>9}{'peak MB':>9}")
-    reference = best.get("naive")
-    for step in best.values():
-        ratio = f"{step.delivered / reference.delivered:.1f}" if reference else "-"
-        print(
-            f"{step.pipeline:36}{step.mix:11}{step.delivered:9.0f}{ratio:>9}{step.cpu_us:9.1f}{step.peak_mb:9.0f}"
-        )
+def measure(session: Session, pipelines: list[str], loads: list[str]) -> None:
+    """Do everything in the session's effort."""
+    effort = EFFORTS[session.effort]
+    for load in loads:
+        session.generator_alone[load] = round(alone(Frames(load, 200_000)))
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-broker-") as folder,
+        BROKERS[session.broker](Path(folder)) as broker,
+        RestServer() as rest,
+    ):
+        bench = Bench(broker.bootstrap_servers, rest.url, session, effort)
+        bench.throughput(pipelines, loads)
+        if "seeds" in pipelines:
+            bench.latency({"1,000/s": ("seeds", "trades", 1_000), "10,000/s": ("seeds", "trades", 10_000)})
+            bench.usual()
+        if "fast" in pipelines:
+            medians = {load: report.median_rate(session.rounds, f"fast {load}") for load in loads}
+            bench.latency({f"80 % of maximum, {load}": ("fast", load, 0.8 * medians[load]) for load in loads})
 
 
 def main() -> int:
-    """Run the ladders; return 1 when a best step of the service is below what it is to reach here."""
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--broker", choices=sorted(BROKERS), default="embedded")
-    parser.add_argument("--pipelines", default="naive,default,fast", help="comma-separated")
-    parser.add_argument("--mix", choices=("trades", "realistic"), default="trades")
-    parser.add_argument("--seconds", type=float, default=5, help="of load a step")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--quick", action="store_true", help="one round, shorter: for a look, not for figures")
+    parser.add_argument("--pipelines", default=",".join(PIPELINES), help="comma-separated")
+    parser.add_argument("--loads", default=",".join(LOADS), help="comma-separated")
+    parser.add_argument("--into", type=Path, help="folder of results.json and plot.svg (default: build/bench/…)")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, BROKERS[arguments.broker](Path(folder)) as broker:
-        best = {
-            name: climb(PIPELINES[name], arguments.mix, arguments.seconds, broker.bootstrap_servers)
-            for name in arguments.pipelines.split(",")
-        }
-    report(best)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(step) for step in best.values()], indent=2) + "\n")
-    return 0 if all(step.sustained for step in best.values()) else 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    session = Session(arguments.broker, "quick" if arguments.quick else "full")
+    started_at = time.monotonic()
+    measure(session, arguments.pipelines.split(","), arguments.loads.split(","))
+    session.seconds = round(time.monotonic() - started_at, 1)
+    summary = report.summary(session.rounds, session.latency, session.usual)
+    print("\n" + report.text(session.broker, summary))
+    into = arguments.into or ROOT / "build" / "bench" / arguments.broker
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "results.json").write_text(json.dumps({"summary": summary} | asdict(session), indent=1) + "\n")
+    report.plot(into / "plot.svg", session.broker, summary)
+    print(f"written: {into}/results.json, {into}/plot.svg; {session.seconds:.0f} s")
+    return 1 if summary["faults"] else 0
 
 
 if __name__ == "__main__":

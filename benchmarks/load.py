@@ -1,9 +1,14 @@
-"""The load generator: a WebSocket server that sends frames encoded beforehand, in blocks, at a steady rate.
+"""The load generator: a WebSocket server that sends frames encoded beforehand, in blocks.
 
-`python -m benchmarks.load --rate 20000 --seconds 10 --mix trades` prints one JSON line with its URL, waits
-for one client to send something (its SUBSCRIBE), sends `rate * seconds` frames, answers a close frame, and
-prints a second JSON line: frames sent, seconds taken, how far it fell behind at worst. Its sends block when
-the client does not read: then it falls behind, and says so. Frames carry ids that count up by one.
+`python -m benchmarks.load --load trades --count 500000 --window 40000 --progress FILE` says where it listens in a
+line of JSON, serves one client (a SUBSCRIBE is answered) and sends when it is told `go` on standard input. Either
+paced (`--rate`): each `--tick` the frames that are due; or closed-loop (`--window`): never more than that many
+frames ahead of the count that FILE holds, so that the receiver's own speed sets the pace and no queue grows.
+
+Its last line of JSON says how it went: how far it fell behind the pace at worst and how much of the time it had
+nothing to do but wait, which shows that it was not the bottleneck. A block waits in `sendall` when the client does
+not read. With `--blocks FILE` the times of all blocks are kept: frames up to which number, handed to the kernel
+when (monotonic clock, ns); that tells the send time of each frame without a mark in it.
 """
 
 from __future__ import annotations
@@ -12,78 +17,211 @@ import argparse
 import base64
 import hashlib
 import json
-import random
+import mmap
 import socket
+import struct
 import sys
+import threading
 import time
-from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks.loads import LOADS, Encoder
 from sandbox.exchange.frames import close_frame, text_frame
 
-STARTED_MS = int(time.time() * 1000)  # Kafka's retention goes by event time: an old one is deleted at once
-SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "ADAUSDT", "XRPUSDT")
-TICK = 0.005
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCK_FRAMES = 2000
+"""At most so many frames are handed to the kernel at once."""
+POLL_SECONDS = 0.001
+HEADER_BYTES = 4
+"""Of a WebSocket frame of 126 to 65,535 bytes, as nearly all are."""
+CLIENT_SECONDS = 20.0
+"""How long a client may take to connect."""
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+_CLOSE = 0x8
+_COUNT = struct.Struct("=Q")
 
 
-def trade(number: int) -> bytes:
-    """Return an aggTrade frame as the combined endpoint sends it, some 200 bytes."""
-    symbol = SYMBOLS[number % len(SYMBOLS)]
-    now = STARTED_MS + number // 100
-    return (
-        b'{"stream":"%b@aggTrade","data":{"e":"aggTrade","E":%d,"s":"%b","a":%d,"p":"61837.63000000",'
-        b'"q":"0.02000000","f":%d,"l":%d,"T":%d,"m":true,"M":true}}'
-        % (symbol.lower().encode(), now, symbol.encode(), number, number, number, now)
-    )
+class Progress:
+    """How many records are in the topics: written by one process, read by another."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), _COUNT.size)
+
+    @classmethod
+    def create(cls, path: Path) -> Progress:
+        """Make the file, at zero."""
+        path.write_bytes(_COUNT.pack(0))
+        return cls(path)
+
+    @property
+    def count(self) -> int:
+        """The count."""
+        return int(_COUNT.unpack_from(self._memory)[0])
+
+    @count.setter
+    def count(self, count: int) -> None:
+        _COUNT.pack_into(self._memory, 0, count)
 
 
-def depth(number: int, levels: int) -> bytes:
-    """Return a depthUpdate frame with that many changed levels; its `u` is the frame's number."""
-    symbol = SYMBOLS[number % len(SYMBOLS)]
-    bids, asks = _levels(levels - levels // 2), _levels(levels // 2)
-    return (
-        b'{"stream":"%b@depth@100ms","data":{"e":"depthUpdate","E":%d,"s":"%b","U":%d,"u":%d,"b":[%b],"a":[%b]}}'
-        % (symbol.lower().encode(), STARTED_MS + number // 100, symbol.encode(), number, number, bids, asks)
-    )
+class Sent(NamedTuple):
+    """How the sending went."""
+
+    frames: int
+    seconds: float
+    behind_seconds: float
+    """Behind the pace at worst; 0 in a closed loop, which has none."""
+    waited: float
+    """Share of the time in which it slept until a frame was due or the window let one through."""
+    blocked: float
+    """Share of the time in which the client's socket took nothing."""
 
 
-@cache
-def _levels(count: int) -> bytes:
-    return b",".join(b'["%d.%02d000000","%d.12345000"]' % (61000 + i, i % 100, i) for i in range(count))
+class Frames:
+    """The frames of a load in order, encoded a stretch ahead: all of them at once, unless there are too many."""
+
+    def __init__(self, load: str, total: int, stretch: int | None = None) -> None:
+        self.total = total
+        self.bytes = 0
+        self._encoder = Encoder(load)
+        self._stretch = min(stretch or total, total)
+        self._first = 0
+        self._encoded = self._encoder.encode(self._stretch)
+
+    def piece(self, start: int, stop: int) -> tuple[memoryview, int]:
+        """Return what is to be sent of the frames from `start` on, and where it stops: at `stop` at the latest."""
+        if start == self._first + len(self._encoded.ends):
+            self._first = start
+            self._encoded = self._encoder.encode(min(self._stretch, self.total - start))
+        block, ends = self._encoded
+        stop = min(stop, self._first + len(ends))
+        start -= self._first
+        piece = memoryview(block)[ends[start - 1] if start else 0 : ends[stop - self._first - 1]]
+        self.bytes += len(piece)
+        return piece, stop
 
 
-def frames(count: int, mix: str) -> list[bytes]:
-    """Encode `count` WebSocket frames: aggTrade only, or 60 % depth of recorded sizes and 40 % trades."""
-    if mix == "trades":
-        return [text_frame(trade(number)) for number in range(count)]
-    chooser = random.Random(7)
-    sizes = [chooser.choice((2, 5, 10, 20, 30, 40, 60)) for _ in range(1000)]  # 1.1 KB on average, as recorded
-    kinds = [chooser.random() < 0.6 for _ in range(1000)]  # noqa: PLR2004
-    return [
-        text_frame(depth(number, sizes[number % 1000]) if kinds[number % 1000] else trade(number))
-        for number in range(count)
-    ]
+class Sender:
+    """Sends all frames over a socket as a schedule allows; keeps the time of each block."""
+
+    def __init__(self, client: socket.socket, frames: Frames) -> None:
+        self._client = client
+        self._frames = frames
+        self.blocks: list[tuple[int, int]] = []
+        """Number of frames sent so far, and when (monotonic, ns) the block before was handed to the kernel."""
+
+    def paced(self, rate: float, tick: float) -> Sent:
+        """Send `rate` frames a second; each tick what is due."""
+        started_at = time.monotonic()
+        return self._send(lambda: int((time.monotonic() - started_at) * rate), tick, rate, started_at)
+
+    def closed_loop(self, progress: Progress, window: int) -> Sent:
+        """Send as fast as the window lets it."""
+        return self._send(lambda: progress.count + window, POLL_SECONDS, None, time.monotonic())
+
+    def _send(self, allowed: Callable[[], int], tick: float, rate: float | None, started_at: float) -> Sent:
+        total, sent, behind, waited, blocked = self._frames.total, 0, 0.0, 0.0, 0.0
+        while sent < total:
+            due = min(allowed(), total, sent + BLOCK_FRAMES)
+            if due > sent:
+                piece, sent = self._frames.piece(sent, due)
+                blocked += self._send_block(piece, sent)
+                if rate:
+                    behind = max(behind, time.monotonic() - started_at - sent / rate)
+            if allowed() <= sent < total:
+                before = time.monotonic()
+                time.sleep(tick)
+                waited += time.monotonic() - before
+        seconds = time.monotonic() - started_at
+        return Sent(total, seconds, behind, waited / seconds, blocked / seconds)
+
+    def _send_block(self, piece: memoryview, sent: int) -> float:
+        before = time.monotonic_ns()
+        self._client.sendall(piece)
+        self.blocks.append((sent, before))
+        return (time.monotonic_ns() - before) / 1e9
 
 
-def serve(encoded: list[bytes], rate: float) -> dict[str, float]:
-    """Wait for one client, send everything at `rate` frames a second, say goodbye; return what happened."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"ws://127.0.0.1:{listener.getsockname()[1]}/ws"
-    _say(event="load_started", ws=url, frames=len(encoded))
+def accept(listener: socket.socket) -> socket.socket:
+    """Take one client through its handshake, and through its SUBSCRIBE unless its URL names the streams."""
     client, _ = listener.accept()
-    listener.close()
+    client.settimeout(None)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    _shake_hands(client)
-    client.recv(65536)  # the SUBSCRIBE
-    client.sendall(text_frame(b'{"result":null,"id":1}'))
-    time.sleep(1.0)  # Kafka's side of the service opens meanwhile
-    _say(event="load_sending", at=time.time())
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += client.recv(65536)
+    lines = request.split(b"\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines[1:])}
+    accepted = base64.b64encode(hashlib.sha1(headers[b"sec-websocket-key"] + _GUID).digest())  # noqa: S324 - RFC 6455
+    client.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accepted + b"\r\n\r\n"
+    )
+    if b"streams=" not in lines[0]:
+        client.recv(65536)
+        client.sendall(text_frame(b'{"result":null,"id":1}'))
+    return client
+
+
+def say_goodbye(client: socket.socket) -> None:
+    """Answer the client's close frame, whenever it comes; anything else that it sends is ignored."""
+    client.settimeout(600.0)
+    try:
+        while received := client.recv(65536):
+            if received[0] & 0x0F == _CLOSE:
+                client.sendall(close_frame(1000))
+                break
+    except OSError:  # gone without a word
+        pass
+    client.close()
+
+
+def alone(frames: Frames) -> float:
+    """Return how many frames a second go to a socket that is only read from, at full speed."""
+    ours, theirs = socket.socketpair()
+    reader = threading.Thread(target=_discard, args=(theirs,))
+    reader.start()
     started_at = time.monotonic()
-    behind = _send(client, encoded, rate)
-    seconds = time.monotonic() - started_at
-    _wait_for_goodbye(client)
-    return {"frames": len(encoded), "seconds": round(seconds, 3), "behind_seconds": round(behind, 3)}
+    sent = Sender(ours, frames).paced(1e12, 0.0)
+    ours.close()
+    reader.join()
+    return sent.frames / (time.monotonic() - started_at)
+
+
+def _discard(client: socket.socket) -> None:
+    block = bytearray(1 << 18)
+    with client:
+        while client.recv_into(block):
+            pass
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Encode while the client starts, wait for it and for `go`, send, say how it went, answer the goodbye."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _say(event="load_started", port=listener.getsockname()[1])
+        frames = Frames(arguments.load, arguments.count, arguments.stretch)
+        listener.settimeout(CLIENT_SECONDS)
+        client = accept(listener)
+    _say(event="load_subscribed")
+    sys.stdin.readline()
+    sender, cpu_before = Sender(client, frames), time.process_time()
+    _say(event="load_sending", at=time.monotonic())
+    if arguments.window:
+        sent = sender.closed_loop(Progress(arguments.progress), arguments.window)
+    else:
+        sent = sender.paced(arguments.rate, arguments.tick)
+    if arguments.blocks:
+        arguments.blocks.write_text(json.dumps(sender.blocks))
+    cost = {
+        "cpu_seconds": time.process_time() - cpu_before,
+        "bytes_a_frame": frames.bytes / frames.total - HEADER_BYTES,
+    }
+    _say(event="load_sent", **sent._asdict(), **cost)
+    say_goodbye(client)
 
 
 def _say(**fields: object) -> None:
@@ -91,50 +229,27 @@ def _say(**fields: object) -> None:
     sys.stdout.flush()
 
 
-def _shake_hands(client: socket.socket) -> None:
-    request = b""
-    while b"\r\n\r\n" not in request:
-        request += client.recv(65536)
-    headers = dict(line.split(b": ", 1) for line in request.split(b"\r\n")[1:] if b": " in line)
-    accept = base64.b64encode(hashlib.sha1(headers[b"Sec-WebSocket-Key"] + _GUID).digest())  # noqa: S324 - RFC 6455
-    client.sendall(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-    )
-
-
-def _send(client: socket.socket, encoded: list[bytes], rate: float) -> float:
-    """Send what is due at each tick in one block; return by how many seconds it was late at worst."""
-    started_at, sent, behind = time.monotonic(), 0, 0.0
-    while sent < len(encoded):
-        due = min(int((time.monotonic() - started_at) * rate), len(encoded))
-        if due > sent:
-            client.sendall(b"".join(encoded[sent:due]))
-            behind = max(behind, time.monotonic() - started_at - due / rate)
-            sent = due
-        time.sleep(TICK)
-    return behind
-
-
-def _wait_for_goodbye(client: socket.socket) -> None:
-    """Answer the client's close frame; anything else that it sends is ignored."""
-    client.settimeout(120.0)
-    while received := client.recv(65536):
-        if received[0] & 0x0F == 0x8:  # noqa: PLR2004 - the opcode of a close frame
-            client.sendall(close_frame(1000))
-            break
-    client.close()
-
-
 def main() -> None:
-    """Read the arguments and serve once."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Read the arguments and serve once, or measure the generator alone."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--load", choices=LOADS, default="trades")
+    parser.add_argument("--count", type=int, default=200_000, help="frames in all")
+    parser.add_argument(
+        "--stretch", type=int, help="encode so many ahead, not all: for a load too long for memory"
+    )
     parser.add_argument("--rate", type=float, default=20_000, help="frames a second")
-    parser.add_argument("--seconds", type=float, default=10, help="for how long")
-    parser.add_argument("--mix", choices=("trades", "realistic"), default="trades")
+    parser.add_argument("--tick", type=float, default=0.001, help="seconds between blocks")
+    parser.add_argument("--window", type=int, help="instead of a rate: frames ahead of what --progress says")
+    parser.add_argument("--progress", type=Path, help="file with the count of records in the topics")
+    parser.add_argument("--blocks", type=Path, help="write the time of each block there")
+    parser.add_argument(
+        "--alone", action="store_true", help="only say how fast a socket that is just read from takes it"
+    )
     arguments = parser.parse_args()
-    report = serve(frames(int(arguments.rate * arguments.seconds), arguments.mix), arguments.rate)
-    _say(event="load_finished", **report)
+    if arguments.alone:
+        _say(event="load_alone", frames_per_second=round(alone(Frames(arguments.load, arguments.count))))
+    else:
+        serve(arguments)
 
 
 if __name__ == "__main__":

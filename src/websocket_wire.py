@@ -33,7 +33,7 @@ READ_SIZE = 256 * 1024
 MAX_FRAME = 16 * 1024 * 1024
 """The biggest depth frame seen is 34.5 KB; a frame or message beyond this is a broken or hostile peer's."""
 _FIN_TEXT, _FIN_BINARY = 0x81, 0x82
-_LENGTH_16, _LENGTH_64 = 126, 127
+_LENGTH_16 = 126
 _MASKED = 128
 
 
@@ -225,9 +225,10 @@ class ReadAheadSocket:
         self._sock.close()
 
     def release(self) -> None:
-        """Close every descriptor; `wake()` must not be called at the same time."""
+        """Close every descriptor, drop the buffers; `wake()` must not be called at the same time."""
         for each in (self._sock, self._woken, self._waker):
             each.close()
+        self._block, self.buffered, self.at = memoryview(b""), b"", 0  # the library keeps cycles of references
 
 
 class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-client carries no types

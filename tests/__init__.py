@@ -1,0 +1,1 @@
+"""Tests: pure parts alone, everything else against real processes, sockets and brokers."""

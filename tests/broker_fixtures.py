@@ -158,9 +158,7 @@ def read_all(bootstrap_servers: str, *topics: str, timeout: float = 20.0) -> lis
     deadline = time.monotonic() + timeout
     consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, group_id=None, enable_auto_commit=False)
     try:
-        parts = [
-            TopicPartition(topic, number) for topic in topics for number in consumer.partitions_for_topic(topic)
-        ]
+        parts = [part for topic in topics for part in _partitions(consumer, topic, deadline)]
         consumer.assign(parts)
         consumer.seek_to_beginning(*parts)
         ends = consumer.end_offsets(parts)

@@ -184,6 +184,19 @@ def test_the_health_check_fails_when_the_service_does_not_answer(environment: di
 
 
 @image
+def test_buildah_runs_it_too() -> None:
+    made = subprocess.run(["buildah", "from", "--pull-never", IMAGE], capture_output=True, text=True, check=True)
+    container = made.stdout.strip()
+    try:
+        run = ["buildah", "run", "--isolation", "chroot", "--env", "KAFKA_BATCH_SIZE=many", container]
+        done = subprocess.run([*run, "python", "main.py"], capture_output=True, text=True, check=False)
+    finally:
+        subprocess.run(["buildah", "rm", container], capture_output=True, check=True)
+    assert done.returncode == 2
+    assert "KAFKA_BATCH_SIZE='many'" in done.stderr
+
+
+@image
 def test_a_wrong_setting_ends_the_container_with_2(environment: dict[str, str]) -> None:
     with Container(IMAGE, environment | {"KAFKA_BATCH_SIZE": "many"}) as container:
         assert container.wait(30) == 2

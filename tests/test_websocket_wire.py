@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import random
 import re
@@ -11,6 +12,7 @@ import ssl
 import struct
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
@@ -158,9 +160,10 @@ LENGTHS = (0, 1, 125, 126, 65_535, 65_536, 1_048_576)
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_frame_of_every_length_class_comes_out_whole(length: int, opcode: int) -> None:
+def test_a_frame_of_every_length_class_comes_out_whole_without_the_library(length: int, opcode: int) -> None:
     payload = random.Random(length).randbytes(length)
     with opened() as (reader, peer), ThreadPoolExecutor(1) as pool:
+        reader.frame_buffer.recv = None
         pool.submit(peer.sendall, frame(payload, opcode) + frame(PAYLOAD))
         assert read_all(reader, 2) == [payload, PAYLOAD]
 
@@ -347,7 +350,7 @@ def test_a_request_larger_than_every_buffer_gets_through_to_a_slow_peer_without_
         peer.sendall(frame(b"waiting to be read meanwhile"))
 
         def read_late() -> bytes:
-            threading.Event().wait(0.3)
+            threading.Event().wait(0.6)
             return bytes(from_client(peer).data)
 
         received = pool.submit(read_late)
@@ -355,7 +358,7 @@ def test_a_request_larger_than_every_buffer_gets_through_to_a_slow_peer_without_
         reader.request(request, soon())
         busy = time.thread_time() - busy
         assert received.result(PATIENCE) == request
-        assert busy < 0.25
+        assert busy < 0.4
         assert read_all(reader, 1) == [b"waiting to be read meanwhile"]
 
 
@@ -390,6 +393,18 @@ def test_the_buffer_never_holds_more_than_one_frame_and_one_read() -> None:
     assert largest <= size + 10 + READ_SIZE
 
 
+def test_released_readers_leave_no_buffers_to_the_garbage_collector() -> None:
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            FrameReader().release()
+        assert tracemalloc.get_traced_memory()[0] < 4 * READ_SIZE
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
 def test_what_has_arrived_is_read_even_when_the_time_is_up() -> None:
     with opened() as (reader, peer):
         peer.sendall(frame(b"p", PING) + frame(b"late"))
@@ -420,7 +435,8 @@ def wait_for_the_end(peer: socket.socket) -> None:
 def drip(peer: socket.socket) -> None:
     """Answer the handshake one byte at a time, without end."""
     peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\n")
-    while True:
+    ends = soon()
+    while time.monotonic() < ends:
         peer.sendall(b"x")
         threading.Event().wait(0.01)
 
@@ -428,14 +444,16 @@ def drip(peer: socket.socket) -> None:
 def flood(peer: socket.socket) -> None:
     """Answer the handshake with headers without end, as fast as they are taken."""
     peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\n")
-    while True:
+    ends = soon()
+    while time.monotonic() < ends:
         peer.sendall(b"X-Header: value\r\n" * 10_000)
 
 
 def endless_body(peer: socket.socket) -> None:
     """Refuse with a page that never ends."""
     peer.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000000000000\r\n\r\n")
-    while True:
+    ends = soon()
+    while time.monotonic() < ends:
         peer.sendall(b"no" * 10_000)
 
 
@@ -534,8 +552,10 @@ def seconds_to_wake(work: Callable[[FrameReader], object], step: str | None = No
 def test_a_reader_that_waits_for_frames_is_woken_at_once_and_from_then_on() -> None:
     with opened() as (reader, _), ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(reader.read, soon())
-        for _ in range(300_000):  # more than a socket pair holds
-            reader.wake()
+        waking = threading.Thread(target=lambda: [reader.wake() for _ in range(300_000)], daemon=True)
+        waking.start()  # more often than a socket pair holds
+        waking.join(PATIENCE)
+        assert not waking.is_alive()
         with pytest.raises(Woken):
             waiting.result(PATIENCE)
         with pytest.raises(Woken):
@@ -545,7 +565,8 @@ def test_a_reader_that_waits_for_frames_is_woken_at_once_and_from_then_on() -> N
 def test_a_reader_whose_socket_never_runs_dry_is_woken_at_once() -> None:
     def torrent(peer: socket.socket) -> None:
         shake_hands(peer)
-        while True:
+        ends = soon()
+        while time.monotonic() < ends:
             peer.sendall(frame(PAYLOAD) * 20_000)
 
     def read_on(reader: FrameReader) -> None:
@@ -563,12 +584,12 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, full_backlog() as dead_port:
         ahead = ReadAheadSocket()
         began = time.monotonic()
-        ahead.wait_until = began + 0.6
+        ahead.wait_until = began + 1.0
         stream = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
         ahead.connect_to_any([(*stream, ("127.0.0.1", dead_port)), (*stream, listener.getsockname())])
         listener.accept()[0].close()
-        assert 0.3 <= time.monotonic() - began < 0.6
-        assert ahead.wait_until == began + 0.6
+        assert 0.5 <= time.monotonic() - began < 1.0
+        assert ahead.wait_until == began + 1.0
         ahead.release()
 
 

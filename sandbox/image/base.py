@@ -16,7 +16,6 @@ from sandbox.image.command import ImageError, run
 TRUE_BASE = "docker.io/library/python:3.11-slim"
 STAND_IN = "localhost/python-3.11-slim-stand-in"
 _SUITE = "bookworm"  # the Debian release that has Python 3.11
-_MIRROR = "http://MIRROR/debian"
 _PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 _PIP_CONFIGURATION = f"[global]\ncert = /{_CERTIFICATES}\n"
@@ -44,7 +43,7 @@ def stand_in() -> str:
 
 
 def _bootstrap(root: Path) -> None:
-    asked = ["--variant=minbase", f"--include={_PACKAGES}", _SUITE, str(root), _MIRROR]
+    asked = ["--variant=minbase", f"--include={_PACKAGES}", _SUITE, str(root)]
     run("debootstrap", *asked, timeout=_BOOTSTRAP_SECONDS)
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
     shutil.copy(Path("/") / _CERTIFICATES, root / _CERTIFICATES)

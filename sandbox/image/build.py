@@ -32,7 +32,10 @@ def build(tag: str) -> Built:
     based = time.monotonic()
     options = ["--isolation", "chroot", "--format", "docker", "--no-cache", "--pull-never"]
     arguments = ["--build-arg", f"PYTHON_IMAGE={base}", "--build-arg", f"REVISION={_revision()}"]
+    former = _images(tag)
     run("buildah", "bud", *options, *arguments, "--tag", tag, str(ROOT), timeout=_BUILD_SECONDS)
+    if former - _images(tag):
+        run("buildah", "rmi", *(former - _images(tag)))
     seconds = time.monotonic() - based
     size = _size(tag)
     return Built(tag, base, based - started, seconds, size, size - _size(base))
@@ -43,6 +46,10 @@ def inspect(tag: str) -> dict[str, Any]:
     inspected = json.loads(run("buildah", "inspect", "--type", "image", tag))
     config: dict[str, Any] = inspected["Docker"]["config"]
     return config
+
+
+def _images(tag: str) -> set[str]:
+    return set(run("buildah", "images", "--quiet", "--filter", f"reference={tag}").split())
 
 
 def _size(tag: str) -> int:

@@ -129,9 +129,10 @@ class Container:
         number = self._process.pid
         try:
             [first] = Path(f"/proc/{number}/task/{number}/children").read_text().split()
-            on_its_way = _INSIDE.name in Path(f"/proc/{first}/cmdline").read_text()
+            command = Path(f"/proc/{first}/cmdline").read_text()
         except (FileNotFoundError, ValueError):  # not there yet, or no more
             return None
+        on_its_way = not command or _INSIDE.name in command  # empty while one program takes another's place
         return None if on_its_way else int(first)
 
     def _start(self, root: str) -> None:

@@ -1,0 +1,103 @@
+"""Child processes of a measurement: their lines of JSON, CPU time, memory; and what is told of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+OURS = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "LOG_", "METRICS_", "MONITORING_", "SHUTDOWN_", "SPOOL_")
+"""Variables of the user's own that must not reach what is measured."""
+
+
+class Child:
+    """A process started in a folder of its own (so without the user's `.env`), its output in `folder/NAME.log`."""
+
+    def __init__(
+        self, name: str, command: list[str], folder: Path, variables: dict[str, str], *, piped: bool = False
+    ) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith((*OURS, "BACKFILL_"))}
+        with self.log.open("w") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=inherited | {"PYTHONPATH": str(ROOT)} | variables,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else output,
+                stderr=None if piped else subprocess.STDOUT,
+                text=True,
+            )
+        self.pid = self._process.pid
+
+    def line(self) -> dict[str, Any]:
+        """Wait for the next line of JSON on its output."""
+        text = self._process.stdout.readline() if self._process.stdout else ""
+        if not text:
+            raise RuntimeError(f"{self.name} ended, exit code {self._process.wait()}")
+        parsed: dict[str, Any] = json.loads(text)
+        return parsed
+
+    def say(self, text: str) -> None:
+        """Write a line to its input."""
+        if self._process.stdin:
+            self._process.stdin.write(text + "\n")
+            self._process.stdin.flush()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def cpu_seconds(self) -> float:
+        """Return user and system time so far, of all its threads."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+    def memory_mb(self, *, peak: bool = False) -> float:
+        """Return resident memory now, or the most so far."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0]) / 1024
+
+    def stop(self) -> int:
+        """End it by SIGTERM, by force after 40 s; return its exit code."""
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(40)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe:
+                    pipe.close()
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Return the lines of JSON in its log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+def machine() -> dict[str, object]:
+    """Say what the figures depend on."""
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    memory = Path("/proc/meminfo").read_text().split()
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "unknown"),
+        "memory_gib": round(int(memory[1]) / 2**20, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def load_average() -> float:
+    """Return the load average of the last minute: how busy others keep the machine."""
+    return os.getloadavg()[0]
