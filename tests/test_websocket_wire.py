@@ -301,7 +301,7 @@ def test_a_message_in_fragments_is_bounded_too() -> None:
         (close_frame(1008, b"\xff"), "closed by the exchange: 1008 \ufffd"),
         (close_frame(4321, b"own"), "closed by the exchange: 4321 own"),
         (close_frame(None), "closed by the exchange without a code"),
-        (masked(struct.pack("!H", 1001), CLOSE), "closed by the exchange: 1001"),
+        pytest.param(masked(struct.pack("!H", 1001), CLOSE), "closed by the exchange: 1001", id="masked"),
     ],
 )
 def test_a_close_frame_in_the_middle_of_a_chunk_comes_after_the_frames_before_it(
