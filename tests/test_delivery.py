@@ -298,6 +298,25 @@ def test_nothing_overtakes_what_came_back_although_the_next_producer_is_open_alr
     assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
 
 
+def test_nothing_that_came_back_is_sent_through_the_producer_that_lost_it(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka(is_open=False))
+    rig.accept(600)
+    rig.sink.reopen()
+    rig.step()
+    break_off = rig.sink.break_off
+
+    def let_the_drainer_be_quicker(error: BaseException) -> None:
+        rig.step()
+        break_off(error)
+
+    rig.sink.break_off = let_the_drainer_be_quicker
+    rig.sink.answer(rig.sink.lines()[0], "fail")
+    rig.assert_accounted_for()
+    assert rig.sink.in_flight.records <= 600
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+
+
 def test_a_lost_answer_is_counted_as_a_possible_duplicate(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka())
     rig.accept(600)
