@@ -114,7 +114,8 @@ class Scene:
         findings = self.lines().compared(self.sent())
         assert findings.faults == []
         assert findings.duplicates <= possible_duplicates
-        print(f"{findings}, duplicates possible {possible_duplicates}, memory peak {self.memory_mb:.0f} MB")  # noqa: T201
+        said = f"{findings}, duplicates possible {possible_duplicates}, memory peak {self.memory_mb:.0f} MB"
+        print(said)  # noqa: T201 - shown with -rA
         return findings
 
 
@@ -249,7 +250,7 @@ def test_a_topic_deleted_under_load_is_made_again_and_gets_what_was_not_acknowle
 # The network
 
 
-@pytest.mark.parametrize("fault", ["hold", "swallow", "refuse", "reset", "delay"])
+@pytest.mark.parametrize("fault", ["swallow", "reset", slow("hold"), slow("refuse"), slow("delay")])
 def test_a_network_that_fails_costs_nothing(fault: str, scene: Scene, proxy: Proxy) -> None:
     scene.start(KAFKA_BOOTSTRAP_SERVERS=proxy.bootstrap_servers)
     scene.flows()
@@ -280,7 +281,7 @@ def refuse(scene: Scene, proxy: Proxy) -> Callable[[], None]:  # noqa: ARG001
     return proxy.flow
 
 
-@pytest.mark.parametrize("fault", [freeze, refuse])
+@pytest.mark.parametrize("fault", [freeze, slow(refuse)])
 def test_a_service_stopped_during_an_outage_leaves_the_rest_to_its_successor(
     fault: Any, scene: Scene, proxy: Proxy
 ) -> None:
@@ -300,7 +301,7 @@ def test_a_service_stopped_during_an_outage_leaves_the_rest_to_its_successor(
     scene.all_there(first["possible_duplicates"] + second["possible_duplicates"])
 
 
-@pytest.mark.parametrize("fault", [freeze, refuse])
+@pytest.mark.parametrize("fault", [freeze, slow(refuse)])
 def test_a_service_killed_during_an_outage_loses_only_the_end_of_what_it_read(
     fault: Any, scene: Scene, proxy: Proxy
 ) -> None:
@@ -367,6 +368,7 @@ def test_beyond_the_spools_limit_trades_go_first_each_loss_is_counted_and_the_re
     assert not [fault for fault in findings.faults if "depth" in fault], "depth goes last"
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_costs_what_is_counted_and_is_used_again_when_it_can_be(
     scene: Scene,
 ) -> None:
