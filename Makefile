@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKERS := 3  # test processes at a time
 SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
@@ -25,7 +26,7 @@ run: $(READY)  ## the live exchange into the embedded broker
 	@$(BIN)/python -m sandbox.demo --live
 
 test: $(READY)  ## all tests that need nothing but the package index
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-kafka: $(READY)  ## the broker tests on Apache Kafka 4.4 (KRaft) and 3.9 (ZooKeeper); needs Java and Maven
 	$(BIN)/python -m sandbox.brokers fetch
