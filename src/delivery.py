@@ -89,6 +89,11 @@ class Delivery:
         self._drainer.start()
 
     @property
+    def spooling(self) -> bool:
+        """Whether events go by way of the disk."""
+        return not self._direct
+
+    @property
     def alive(self) -> bool:
         """Whether the drainer runs."""
         return self._drainer.alive
@@ -99,6 +104,7 @@ class Delivery:
             for number, event in enumerate(events, self._next):
                 event.seq = number
             self._next += len(events)
+            self._telemetry.flushed(events)
             taken = self._sink.send(events) if self._direct else 0
             self._telemetry.handed_over(taken)
             if taken == len(events):
@@ -170,7 +176,7 @@ class Delivery:
                 self._acknowledged.append(events)
                 self._wake.set()
             size = sum(len(event.value) for event in events)
-            self._telemetry.acknowledged(len(events), size)
+            self._telemetry.acknowledged(events, size)
             self._sink.in_flight.settle(len(events), size)
             return
         self._returned.append(_Returned(events, error, fate))

@@ -68,6 +68,7 @@ def configure_logging(level: str = "INFO", log_format: str = "json") -> None:
     root.setLevel(level)
     for library in ("kafka", "websocket"):  # they tell each step of each connection at INFO
         logging.getLogger(library).setLevel("DEBUG" if level == "DEBUG" else "WARNING")
+    logging.getLogger("asyncio").setLevel("ERROR")  # what hostile clients do to the endpoints is no news
     logging.raiseExceptions = False  # a closed stdout must not become a stream of tracebacks
     logging.captureWarnings(capture=True)
     _catch_uncaught()

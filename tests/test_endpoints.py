@@ -38,6 +38,7 @@ TERMS = (
     "kafka_produced",
     "kafka_failed",
     "messages_dropped",
+    "messages_dead_lettered",
 )
 
 
@@ -57,7 +58,7 @@ class Served:
 
     def status(self) -> dict[str, Any]:
         assert not self.broken
-        return self.telemetry.snapshot() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
+        return self.telemetry.status() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout=10.0)
@@ -109,10 +110,12 @@ def decoded() -> Decoded:
 def pass_through(telemetry: Telemetry, decoded: Decoded) -> None:
     """Let events take every way they can take through the service."""
     telemetry.received(decoded, 1_700_000_000_000)
-    telemetry.dropped(1, "in_flight_limit")
+    first, second, third = decoded.events
+    telemetry.flushed(decoded.events)
+    telemetry.dropped([first], "spool_full")
     telemetry.handed_over(2)
-    telemetry.acknowledged(1, 100)
-    telemetry.failed(1, "KafkaTimeoutError")
+    telemetry.acknowledged([second], 100)
+    telemetry.dead_lettered([third], "RecordTooLargeError", "")
 
 
 def samples(exposition: bytes) -> dict[str, float]:
@@ -142,7 +145,7 @@ def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant
     for name in GAUGES:
         assert found[f"binance_ingestion_{name}"] == status[name], name
     assert found["binance_ingestion_messages_skipped_by_reason_total[malformed_json]"] == 1
-    assert found["binance_ingestion_kafka_failed_by_reason_total[KafkaTimeoutError]"] == 1
+    assert found["binance_ingestion_messages_dropped_by_reason_total[spool_full]"] == 1
     assert found["binance_ingestion_last_message_timestamp_seconds"] == 1_700_000_000
     assert found["binance_ingestion_ready"] == found["binance_ingestion_kafka_connected"] == 1
 
@@ -153,7 +156,7 @@ def test_counters_end_in_total_and_every_family_has_a_type_and_a_help_text(serve
     assert len(ours) >= len(COUNTERS) + len(GAUGES)
     for family in families:
         assert family.documentation, family.name
-        assert family.type in ("counter", "gauge"), family.name
+        assert family.type in ("counter", "gauge", "histogram"), family.name
         if family.type == "counter":
             assert all(sample.name.endswith("_total") for sample in family.samples)
 
