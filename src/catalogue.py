@@ -39,8 +39,14 @@ GAUGES = {
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
     "connected": "1 when every connection to the exchange is open",
 }
-REASONS = ("messages_skipped", "messages_dropped", "kafka_failed", "connection_failures")
-"""Counters that are also kept by reason."""
+REASONS = {
+    "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object"),
+    "messages_dropped": ("spool_full", "spool_failed", "stage_failed", "read_after_shutdown"),
+    "kafka_failed": (),
+    "connection_failures": ("closed", "silent", "not_opened", "timeout", "other"),
+}
+"""Counters that are also kept by reason, with the reasons known: `/metrics` shows these from the start, at 0,
+since Prometheus takes no notice of a series that begins with its first loss."""
 STATE = {
     "ready": "1 when /ready answers 200",
     "kafka_connected": "1 when records can flow to Kafka",

@@ -39,12 +39,11 @@ class Exposition(Collector):
             if name in status:
                 yield GaugeMetricFamily(PREFIX + name, meaning, value=float(status[name]))
         yield from _times(status)
-        for name in REASONS:
-            counts = status[f"{name}_by_reason"]
+        for name, reasons in REASONS.items():
+            counts = dict.fromkeys(reasons, 0) | status[f"{name}_by_reason"]
             yield _counter(f"{name}_by_reason", COUNTERS[name], ("reason",), _by_name(counts))
-        yield _counter(
-            "messages_dropped_by_symbol", None, ("symbol",), _by_name(status["messages_dropped_by_symbol"])
-        )
+        dropped = dict.fromkeys(status["symbols"], 0) | status["messages_dropped_by_symbol"]
+        yield _counter("messages_dropped_by_symbol", None, ("symbol",), _by_name(dropped))
         yield _gauge("info", ("version",), [((str(status.get("version", "")),), 1.0)])
         yield from _kinds(status["kinds"])
         yield from _symbols(status["symbols"])
