@@ -51,7 +51,7 @@ class History:
     """The last readings of one service: their rates and levels over the window, restarts, absence."""
 
     def __init__(self, window: float = WINDOW_SECONDS) -> None:
-        self._window = window
+        self.window = window
         self.status: dict[str, Any] = {}
         self.fault: str | None = None
         self.away_since: float | None = None
@@ -80,7 +80,7 @@ class History:
         self.status, self._read_at = status, at
         self.fault = self.away_since = None
         for samples in self._samples.values():
-            while samples and samples[0].end < at - self._window:
+            while samples and samples[0].end < at - self.window:
                 samples.popleft()
 
     def missed(self, fault: str, at: float) -> None:
@@ -107,7 +107,7 @@ class History:
 
         The parts lie on multiples of their length, so that a line moves instead of trembling.
         """
-        length = self._window / count
+        length = self.window / count
         first = int(at // length) - count + 1
         found: list[list[float]] = [[] for _ in range(count)]
         for start, end, value in self._samples[name]:

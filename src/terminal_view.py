@@ -73,7 +73,7 @@ class Screen:
     def _panels(self, head: RenderableType, width: int, height: int) -> RenderableType:
         """Two columns of panels; the tables that can be long share what is left of the height."""
         left: list[tuple[str, RenderableType]] = [
-            ("last 3 minutes", self._rates(width // 2 - 8)),
+            (f"last {self._history.window:.0f} s", self._rates(width // 2 - 8)),
             ("losses", self._losses()),
             ("lag", lag_table(self._history)),
         ]
