@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from src.events import Event, Route
 
@@ -26,7 +27,9 @@ LEGS = {
 }
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 300_000, 3_600_000)
 """Upper bounds of the histograms' buckets; one more bucket takes what is longer."""
-_SAMPLES = 4  # of a batch, for its latency
+_SAMPLES, _SAMPLE_OF = 4, 32  # one event in 32 stands for the latency of a batch, at least one and at most four
+_GOLDEN = 0.618034  # its multiples spread evenly between 0 and 1
+_FEW = 4
 _FLUSHES_KEPT = 20_000
 _ROUTES_KEPT = 20_000
 _SYMBOLS_KEPT = 10_000
@@ -131,10 +134,11 @@ class Flow:
         self._flushed_up_to: list[int] = []  # sequence numbers, ascending; the times of the same flushes beside
         self._flushed_at: list[int] = []
         self._known_from = 0
+        self._phase = 0.0
 
     def received(self, events: list[Event], at_ms: int) -> None:
         """Take note of the events of one read from the socket."""
-        if len(events) <= _SAMPLES:  # the general way has a price of its own
+        if len(events) <= _FEW:  # the general way has a price of its own
             for event in events:
                 self._received[event.route] += 1
                 self._latest[event.route] = event
@@ -143,7 +147,7 @@ class Flow:
             self._received.update(routes)
             self._latest.update(zip(routes, events, strict=True))
         leg = self._legs["exchange_to_read"]
-        for event, weight in _sampled(events):
+        for event, weight in self._sampled(events):
             if event.route.event_type not in _TIMELESS:
                 leg.observe(at_ms - event.timestamp_ms, weight)
         if len(self._latest) > _ROUTES_KEPT:
@@ -160,7 +164,7 @@ class Flow:
         if len(self._flushed_at) > _FLUSHES_KEPT:
             self._forget_flushes(_FLUSHES_KEPT // 2)
         leg = self._legs["read_to_flush"]
-        for event, weight in _sampled(events):
+        for event, weight in self._sampled(events):
             if (read_ms := _read_ms(event.value)) is not None:
                 leg.observe(at_ms - read_ms, weight)
 
@@ -168,7 +172,7 @@ class Flow:
         """Take note of a batch that Kafka has."""
         self._produced.update([event.route for event in events])
         whole, last = self._legs["exchange_to_ack"], self._legs["flush_to_ack"]
-        for event, weight in _sampled(events):
+        for event, weight in self._sampled(events):
             if event.route.event_type not in _TIMELESS:
                 whole.observe(at_ms - event.timestamp_ms, weight)
             if (flushed_ms := self._flushed_ms(event.seq)) is not None:
@@ -184,6 +188,21 @@ class Flow:
             [(name, each.events, each.last_ms, each.priced) for name, each in self._symbols.items()],
             {leg: histogram.read() for leg, histogram in self._legs.items()},
         )
+
+    def _sampled(self, events: Sequence[Event]) -> list[tuple[Event, int]]:
+        """Return a few events, evenly spread, each with the number of events that it stands for.
+
+        Which ones changes from call to call, so that over many batches each place in them is seen as often.
+        """
+        count = len(events)
+        if not count:
+            return []
+        phase = self._phase = (self._phase + _GOLDEN) % 1.0
+        parts = min(_SAMPLES, 1 + count // _SAMPLE_OF)
+        if parts == 1:
+            return [(events[int(count * phase)], count)]
+        bounds = [part * count // parts for part in range(parts + 1)]
+        return [(events[begin + int((end - begin) * phase)], end - begin) for begin, end in pairwise(bounds)]
 
     def _flushed_ms(self, seq: int) -> int | None:
         if seq < self._known_from:  # of an earlier run, or long ago
@@ -223,20 +242,6 @@ def iso(epoch_ms: int | None) -> str | None:
     if epoch_ms is None:
         return None
     return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _sampled(events: Sequence[Event]) -> Iterator[tuple[Event, int]]:
-    """Yield a few events, evenly spread, each with the number of events that it stands for."""
-    count = len(events)
-    if count <= _SAMPLES:
-        for event in events:
-            yield event, 1
-        return
-    begin = 0
-    for part in range(1, _SAMPLES + 1):
-        end = part * count // _SAMPLES
-        yield events[(begin + end) // 2], end - begin
-        begin = end
 
 
 def _read_ms(value: bytes) -> int | None:
