@@ -145,6 +145,19 @@ def test_what_kafka_python_says_at_debug_is_left_out_since_it_holds_passwords(
     assert "tell-nobody" not in line
 
 
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_traceback_does_not_show_what_variables_hold(log_format: str, lines: Callable[[], list[str]]) -> None:
+    configure_logging("DEBUG", log_format)
+    hidden = "tell-nobody"
+    try:
+        int({"password": hidden}["other"])
+    except KeyError:
+        get_logger("x").exception("failed")
+    (line,) = lines()
+    assert "KeyError" in line
+    assert hidden not in line
+
+
 def test_libraries_log_through_the_same_door(logged: Callable[[], JsonLines]) -> None:
     logging.getLogger("some.library").warning("lost %s\nof %d", "one", 2, extra={"more": 1})
     logging.getLogger("some.library").error(["no", "text"])
