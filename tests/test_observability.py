@@ -19,10 +19,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox.brokers import free_port
+from tests.broker_fixtures import fresh_topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sandbox.brokers import Broker
     from tests.broker_fixtures import Topics
     from tests.exchange_fixtures import ExchangeProcess
     from tests.service_fixtures import ServiceProcess, StartService
@@ -263,3 +265,23 @@ def test_status_shows_every_symbol_kind_and_leg_of_a_running_service(healthy: Se
     assert sum(symbol["events"] for symbol in status["symbols"].values()) == status["messages_received"]
     assert status["in_flight_bytes"] <= status["in_flight_bytes_limit"]
     assert (status["spooling"], status["connection_failures_in_a_row"]) == (False, 0)
+
+
+@pytest.mark.kafka
+def test_a_stopping_service_says_so_and_stays_alive_until_it_has_ended(
+    exchange_process: Any, own_broker: Broker, start_service: StartService
+) -> None:
+    exchange: ExchangeProcess = exchange_process("--rate", "300", "--symbols", ",".join(SYMBOLS))
+    service = start_service(
+        exchange.started["ws"], fresh_topics(own_broker.bootstrap_servers), BINANCE_SYMBOLS=",".join(SYMBOLS)
+    )
+    service.ready()
+    own_broker.freeze()
+    try:
+        service.wait_for(lambda: b"acknowledged nothing for" in service.get("/ready")[1], "not acknowledged")
+        service.send()
+        service.wait_for(lambda: b'"stopping"' in service.get("/ready")[1], "stopping")
+        assert service.get("/health")[0] == 200
+    finally:
+        own_broker.thaw()
+    assert service.wait() in (0, 1)
