@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
 from kafka import ConsumerRebalanceListener, KafkaConsumer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from config.settings import KafkaConfig, SettingsError, load_settings
+from src.kafka_causes import NotConnectedError, causes_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -473,15 +474,16 @@ def topic_names(config: KafkaConfig, chosen: Sequence[str]) -> list[str]:
 def connect(
     config: KafkaConfig, topics: Sequence[str], group: str, *, from_beginning: bool, wait: float
 ) -> KafkaConsumer:
-    """Return a consumer that has joined nothing yet; raises `KafkaTimeoutError` after `wait` s."""
-    consumer = KafkaConsumer(
-        **config.client_options(),
-        group_id=group,
-        auto_offset_reset="earliest" if from_beginning else "latest",
-        bootstrap_timeout_ms=math.ceil(wait * 1000),
-        reconnect_backoff_max_ms=1_000,
-        metadata_max_age_ms=_NEW_TOPICS_SEEN_AFTER_MS,
-    )
+    """Return a consumer that has joined nothing yet; raises `NotConnectedError` after `wait` s."""
+    with causes_named():
+        consumer = KafkaConsumer(
+            **config.client_options(),
+            group_id=group,
+            auto_offset_reset="earliest" if from_beginning else "latest",
+            bootstrap_timeout_ms=math.ceil(wait * 1000),
+            reconnect_backoff_max_ms=1_000,
+            metadata_max_age_ms=_NEW_TOPICS_SEEN_AFTER_MS,
+        )
     # By pattern: kafka-python asks for named topics in a way that makes brokers create missing ones, with their
     # own defaults, whatever allow_auto_create_topics says (3.0.12).
     pattern = f"^({'|'.join(map(re.escape, topics))})$"
@@ -505,8 +507,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop.interrupts = False
     except KeyboardInterrupt:
         return 0
-    except KafkaTimeoutError:
-        return _fail(f"no Kafka broker answered at {servers} within {asked.wait:g} s")
+    except NotConnectedError as error:
+        return _fail(f"no connection to Kafka at {servers}: {error}; check {error.check}")
     except (KafkaError, OSError, ValueError) as error:
         return _fail(f"cannot connect to Kafka at {servers}: {_one_line(error)}")
     screen = Screen(as_json=asked.json)

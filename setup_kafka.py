@@ -11,12 +11,13 @@ import argparse
 import math
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError
 
 from config.settings import SettingsError, load_settings
+from src.kafka_causes import NotConnectedError, causes_named
 from src.topics import (
     Difference,
     Topic,
@@ -55,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _set_up(config: KafkaConfig, *, wait: float, dry_run: bool, with_fix: bool) -> int:
-    admin = _connect(config, wait)
-    if admin is None:
-        return _fail(f"no Kafka broker answered at {_servers(config)} within {wait:g} s")
+    try:
+        admin = _connect(config, wait)
+    except NotConnectedError as error:
+        return _fail(f"no connection to Kafka at {_servers(config)}: {error}; check {error.check}")
     try:
         topics = wanted_topics(config)
         _say(f"Kafka at {_servers(config)}: wanted are {', '.join(topic.name for topic in topics)}")
@@ -73,25 +75,19 @@ def _set_up(config: KafkaConfig, *, wait: float, dry_run: bool, with_fix: bool) 
     return 1 if failed or left or (created and dry_run) else 0
 
 
-def _connect(config: KafkaConfig, wait: float) -> KafkaAdminClient | None:
+def _connect(config: KafkaConfig, wait: float) -> KafkaAdminClient:
     waiting = threading.Timer(_QUIET_SECONDS, _say, [f"waiting up to {wait:g} s for Kafka at {_servers(config)}"])
     waiting.daemon = True
     waiting.start()
     try:
-        return KafkaAdminClient(
-            **_admin_options(config.client_options()),
-            bootstrap_timeout_ms=math.ceil(max(wait, _SHORTEST_WAIT_SECONDS) * 1000),
-            reconnect_backoff_max_ms=_RECONNECT_MS,
-        )
-    except KafkaTimeoutError:
-        return None
+        with causes_named():
+            return KafkaAdminClient(
+                **config.client_options(),
+                bootstrap_timeout_ms=math.ceil(max(wait, _SHORTEST_WAIT_SECONDS) * 1000),
+                reconnect_backoff_max_ms=_RECONNECT_MS,
+            )
     finally:
         waiting.cancel()
-
-
-def _admin_options(options: dict[str, Any]) -> dict[str, Any]:
-    # kafka-python's admin client refuses ssl_ciphers, which its producer and consumer take.
-    return {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
 
 
 def _create(admin: KafkaAdminClient, missing: list[Topic], *, dry_run: bool) -> tuple[list[Topic], list[Topic]]:

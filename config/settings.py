@@ -20,6 +20,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from config import streams as names
+from config.tls import TlsUnusable, tls_context
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
@@ -162,6 +163,33 @@ def _needed() -> Any:  # noqa: ANN401 - like pydantic's Field
 
 
 _MECHANISMS = "PLAIN, GSSAPI, SCRAM-SHA-256, SCRAM-SHA-512"
+_SASL_OPTIONS = (
+    *("sasl_mechanism", "sasl_plain_username", "sasl_plain_password"),
+    *("sasl_kerberos_service_name", "sasl_kerberos_domain_name"),
+)
+_FROM_FILES: dict[str, tuple[str, ...]] = {
+    "sasl_plain_username": ("sasl_plain_username_file",),
+    "sasl_plain_password": ("sasl_plain_password_file", "sasl_password_file"),
+    "ssl_password": ("ssl_password_file",),
+}
+"""What may stand in a file instead, and the settings that name the file."""
+_FILES = tuple(field for fields in _FROM_FILES.values() for field in fields)
+_LONGEST_SECRET = 1024  # bytes, as OpenSSL takes at most
+
+
+def _content(path: Path, variable: str) -> str:
+    """Return what a file holds, without the line break at its end; never tells it in an error."""
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(_LONGEST_SECRET + 3).decode()
+    except (OSError, UnicodeError):
+        content = ""
+    content = content.removesuffix("\n").removesuffix("\r")
+    if not content or len(content.encode()) > _LONGEST_SECRET or re.search(r"[\0\r\n]", content):
+        raise ValueError(
+            f"{variable} must name a file with one line of text in UTF-8, 1 to {_LONGEST_SECRET} bytes"
+        )
+    return content
 
 
 class KafkaConfig(_Section):
@@ -186,7 +214,10 @@ class KafkaConfig(_Section):
     acks: Literal["all", "1", "0"] = "all"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "GSSAPI", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = _needed()
+    sasl_plain_username_file: Path | None = None
     sasl_plain_username: str | None = _needed()
+    sasl_plain_password_file: Path | None = None
+    sasl_password_file: Path | None = None
     sasl_plain_password: SecretStr | None = _needed()
     sasl_kerberos_service_name: str | None = None
     sasl_kerberos_domain_name: str | None = None
@@ -195,7 +226,8 @@ class KafkaConfig(_Section):
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     ssl_crlfile: Path | None = None
-    ssl_password: SecretStr | None = None
+    ssl_password_file: Path | None = None
+    ssl_password: SecretStr | None = _needed()
     ssl_ciphers: str | None = None
 
     _split = field_validator("bootstrap_servers", mode="before")(_listed)
@@ -205,7 +237,8 @@ class KafkaConfig(_Section):
     def _check_bootstrap_servers(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
         wrong = [server for server in servers if not _is_endpoint(server)]
         if wrong or not servers:
-            raise ValueError(f"must be host:port, one or several separated by commas; not {wrong or 'empty'}")
+            named = [_without_secrets(server) for server in wrong]
+            raise ValueError(f"must be host:port, one or several separated by commas; not {named or 'empty'}")
         return servers
 
     @field_validator("topic_raw_events", "topic_trades", "topic_depth", "topic_dead_letters")
@@ -242,7 +275,19 @@ class KafkaConfig(_Section):
     def _keep_blanks(cls, value: object) -> object:
         return SecretStr(value) if isinstance(value, str) else value
 
-    @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+    @field_validator(*_FROM_FILES, mode="before")
+    @classmethod
+    def _read_from_file(cls, value: object, info: ValidationInfo) -> object:
+        # Runs before the one above: of several such validators pydantic calls the last one first.
+        files = [field for field in _FROM_FILES[str(info.field_name)] if info.data.get(field)]
+        variables = [f"KAFKA_{field}".upper() for field in files]
+        if value and files:
+            raise ValueError(f"must not be set together with {' and '.join(variables)}")
+        if len(files) > 1:
+            raise ValueError(f"must come from one file, not from {' and '.join(variables)}")
+        return _content(info.data[files[0]], variables[0]) if files else value
+
+    @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile", *_FILES)
     @classmethod
     def _check_file(cls, path: Path | None) -> Path | None:
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
@@ -261,21 +306,30 @@ class KafkaConfig(_Section):
     @classmethod
     def _check_credentials(cls, given: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
         mechanism, protocol = info.data.get("sasl_mechanism"), info.data.get("security_protocol", "")
+        if any(field not in info.data for field in _FROM_FILES[str(info.field_name)]):
+            return given  # its file is not usable, which is said already
         if not given and mechanism not in (None, "GSSAPI") and protocol.startswith("SASL_"):
             raise ValueError(f"must be set when KAFKA_SASL_MECHANISM is {mechanism}")
         return given
 
     def client_options(self) -> dict[str, Any]:
-        """Return the connection arguments that every kafka-python client takes, secrets in the clear."""
+        """Return the connection arguments that every kafka-python client takes, secrets in the clear.
+
+        TLS comes as a context of our own, made anew from the files: kafka-python 3.0.12 ignores a list of ciphers,
+        fails with a list of revoked certificates, and asks at the terminal for a password that is not given.
+        Raises `TlsUnusable` when a file has become unusable since the settings were checked.
+        """
         options: dict[str, Any] = {
             "bootstrap_servers": list(self.bootstrap_servers),
             "security_protocol": self.security_protocol,
         }
-        for field in type(self).model_fields:
+        for field in _SASL_OPTIONS:
             value = getattr(self, field)
-            if field.startswith(("sasl_", "ssl_")) and value is not None:
+            if value is not None:
                 options[field] = value.get_secret_value() if isinstance(value, SecretStr) else value
-        return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        if self.security_protocol.endswith("SSL"):
+            options["ssl_context"] = tls_context(self)
+        return options
 
 
 class ConnectionConfig(_Section):
@@ -398,6 +452,7 @@ def load_settings(env_file: str | None = ".env") -> Settings:
             sections[name] = section(_env_file=env_file)
         except ValidationError as error:
             faults += _faults(section, error, given)
+    faults += _tls_faults(sections.get("kafka"), given)
     if faults:
         raise SettingsError(faults)
     return Settings.model_construct(**sections)
@@ -443,15 +498,39 @@ def _faults(section: type[_Section], error: ValidationError, given: dict[str, st
     for details in error.errors(include_url=False, include_context=False):
         field = str(details["loc"][0])
         variable = (section.prefix + field).upper()
-        value = "***" if "password" in field else _shown(given.get(variable, ""))
-        faults.append(f"{variable}={value}: {_allowed(section, field, details['msg'])}")
+        faults.append(f"{variable}={_shown(variable, given)}: {_allowed(section, field, details['msg'])}")
     return faults
 
 
-def _shown(value: str) -> str:
-    """Quote a wrong value in one line, without the password of a URL."""
-    value = re.sub(r"//[^/]*@", "//***@", value)
+def _tls_faults(kafka: KafkaConfig | None, given: dict[str, str]) -> list[str]:
+    """Load certificates and keys once, so that a wrong one is told at the start."""
+    if kafka is None or not kafka.security_protocol.endswith("SSL"):
+        return []
+    try:
+        tls_context(kafka)
+    except TlsUnusable as error:
+        return [f"{error.variable}={_shown(error.variable, given)}: {error.allowed}"]
+    return []
+
+
+def _shown(variable: str, given: dict[str, str]) -> str:
+    """Quote a wrong value in one line, without what is secret in it or may be."""
+    value = given.get(variable, "")
+    secret_file = variable.endswith("_FILE") and not value.startswith(
+        ("/", ".")
+    )  # the secret instead of its file?
+    if secret_file or variable.endswith("PASSWORD"):
+        return "***"
+    if variable.endswith(("_URL", "_SERVERS")):
+        value = _without_secrets(value)
     return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+
+
+def _without_secrets(address: str) -> str:
+    """Hide the user and the password of addresses, and keys in their query."""
+    address = re.sub(r"//[^/,]*@", "//***@", address)
+    address = re.sub(r"(^|,)(\w+://|(?!\w+://))[^,]*:[^,]*@", r"\1\2***@", address)  # `@` is in streams too
+    return re.sub(r"(?i)((?:key|token|secret|password|signature)=)[^&#]*", r"\1***", address)
 
 
 def _allowed(section: type[_Section], field: str, message: str) -> str:

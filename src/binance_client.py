@@ -113,6 +113,11 @@ class BinanceConnection:
                 if not self._closing.is_set():
                     self._wait_after(error, worked=worked)
 
+    @property
+    def failures_in_a_row(self) -> int:
+        """How often connecting has failed since a connection last brought a frame."""
+        return self._backoff.failures
+
     def replied(self, reply: Reply) -> None:
         """Take note of a reply or error of the exchange; called on the reading thread."""
         streams = self._subscriptions.answered(reply.id)

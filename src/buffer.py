@@ -24,7 +24,7 @@ class Buffer:
     def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 50_000) -> None:
         self._batch_size = batch_size
         self._batch_timeout = batch_timeout
-        self._capacity = max(capacity, batch_size)
+        self.capacity = max(capacity, batch_size)
         lock = threading.Lock()  # guards everything below
         self._due = threading.Condition(lock)
         self._room = threading.Condition(lock)
@@ -35,7 +35,7 @@ class Buffer:
     def put(self, events: list[Event]) -> bool:
         """Append events; return False, taking none, once the buffer is closed."""
         with self._room:
-            self._room.wait_for(lambda: len(self._events) < self._capacity or self._closed)
+            self._room.wait_for(lambda: len(self._events) < self.capacity or self._closed)
             if self._closed:
                 return False
             was = len(self._events)

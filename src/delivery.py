@@ -94,6 +94,11 @@ class Delivery:
         self._drainer.start()
 
     @property
+    def spooling(self) -> bool:
+        """Whether events go by way of the disk."""
+        return not self._direct
+
+    @property
     def alive(self) -> bool:
         """Whether the drainer runs."""
         return self._drainer.alive
@@ -104,6 +109,7 @@ class Delivery:
             for number, event in enumerate(events, self._next):
                 event.seq = number
             self._next += len(events)
+            self._telemetry.flushed(events)
             # Nothing overtakes what has come back, even when the next producer is open already.
             taken = self._sink.send(events) if self._direct and not self._returned else 0
             self._telemetry.handed_over(taken)
@@ -181,7 +187,7 @@ class Delivery:
                 self._acknowledged.append(events)
                 self._wake.set()
             size = sum(len(event.value) for event in events)
-            self._telemetry.acknowledged(len(events), size)
+            self._telemetry.acknowledged(events, size)
             self._sink.in_flight.settle(len(events), size)
             return
         if not fate.poison:

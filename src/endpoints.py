@@ -15,19 +15,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from src.exposition import Exposition
 from src.logger import get_logger
-from src.telemetry import COUNTERS, GAUGES, REASONS
 from src.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from prometheus_client import Metric
-
-PREFIX = "binance_ingestion_"
 METHODS = ("GET", "HEAD")
 AT_ONCE = 256
 REQUEST_SECONDS = 5.0
@@ -56,11 +52,7 @@ class Endpoints:
     """
 
     def __init__(self, host: str, port: int, view: View, on_exit: Callable[[Worker], None]) -> None:
-        registry = CollectorRegistry()
-        registry.register(_Collector(view))
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
-        self._routes = _routes(view, registry)
+        self._routes = _routes(view)
         self._listener = _listen(host, port)
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
@@ -170,8 +162,18 @@ class _RefusedError(Exception):
 _Routes = dict[str, "Callable[[], _Answer]"]
 
 
-def _routes(view: View, registry: CollectorRegistry) -> _Routes:
+def _routes(view: View) -> _Routes:
     started_at = _now()
+
+    def state() -> dict[str, Any]:
+        reasons = view.unready()
+        times = {"started_at": started_at, "time": _now()}
+        return view.status() | {"ready": not reasons, "unready_reasons": reasons} | times
+
+    registry = CollectorRegistry()
+    registry.register(Exposition(state))
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
 
     def metrics() -> _Answer:
         return _Answer(HTTPStatus.OK, generate_latest(registry), CONTENT_TYPE_LATEST)
@@ -186,9 +188,7 @@ def _routes(view: View, registry: CollectorRegistry) -> _Routes:
         return _json({"ready": not reasons, "reasons": reasons}, status)
 
     def status() -> _Answer:
-        reasons = view.unready()
-        state = {"ready": not reasons, "unready_reasons": reasons, "started_at": started_at, "time": _now()}
-        return _json(view.status() | state, HTTPStatus.OK)
+        return _json(state(), HTTPStatus.OK)
 
     return {"/metrics": metrics, "/health": health, "/ready": ready, "/status": status}
 
@@ -256,34 +256,3 @@ def _encode(request: _Request, answer: _Answer) -> bytes:
         lines.append(f"Allow: {', '.join(METHODS)}")
     head = "\r\n".join([*lines, "", ""]).encode("ascii")
     return head if request.method == "HEAD" else head + answer.body
-
-
-class _Collector:
-    """Gives Prometheus the counters of one instant."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-
-    def collect(self) -> Iterator[Metric]:
-        status = self._view.status()
-        for name, meaning in GAUGES.items():
-            yield GaugeMetricFamily(PREFIX + name, meaning, value=float(status[name]))
-        for name, meaning in COUNTERS.items():
-            yield CounterMetricFamily(PREFIX + name, meaning, value=float(status[name]))
-        for name in REASONS:
-            family = CounterMetricFamily(f"{PREFIX}{name}_by_reason", COUNTERS[name], labels=["reason"])
-            for reason, count in status[f"{name}_by_reason"].items():
-                family.add_metric([reason], float(count))
-            yield family
-        yield from self._state(status)
-
-    def _state(self, status: dict[str, Any]) -> Iterator[Metric]:
-        ready = not self._view.unready()
-        yield GaugeMetricFamily(f"{PREFIX}ready", "1 when /ready answers 200", value=float(ready))
-        if "kafka_connected" in status:
-            kafka = float(status["kafka_connected"])
-            yield GaugeMetricFamily(f"{PREFIX}kafka_connected", "1 when records can flow to Kafka", value=kafka)
-        if status["last_message_time"]:
-            last = datetime.fromisoformat(status["last_message_time"]).timestamp()
-            name = f"{PREFIX}last_message_timestamp_seconds"
-            yield GaugeMetricFamily(name, "when the last event was read, seconds since the epoch", value=last)

@@ -19,8 +19,8 @@ class InFlight:
     """
 
     def __init__(self, max_records: int, max_bytes: int) -> None:
-        self._max_records = max_records
-        self._max_bytes = max_bytes
+        self.max_records = max_records
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()  # guards what follows
         self.records = 0
         self.bytes = 0
@@ -30,9 +30,9 @@ class InFlight:
         """Count as many of the first events as the bound allows; return how many."""
         sizes = [len(event.value) for event in events]
         with self._lock:
-            count = min(len(events), self._max_records - self.records)
+            count = min(len(events), self.max_records - self.records)
             size = sum(sizes[:count])
-            while count and self.bytes + size > self._max_bytes and (count > 1 or self.records):
+            while count and self.bytes + size > self.max_bytes and (count > 1 or self.records):
                 count -= 1
                 size -= sizes[count]
             if not self.records:
@@ -58,4 +58,4 @@ class InFlight:
     def full(self) -> bool:
         """Whether the bound is as good as reached (95 % of records or bytes)."""
         with self._lock:
-            return self.records >= 0.95 * self._max_records or self.bytes >= 0.95 * self._max_bytes
+            return self.records >= 0.95 * self.max_records or self.bytes >= 0.95 * self.max_bytes

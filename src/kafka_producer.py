@@ -23,6 +23,7 @@ from src import topics
 from src.events import Event, Route, Topics
 from src.in_flight import InFlight
 from src.kafka_batches import BatchAppender, Producer, appender_for, partition_count
+from src.kafka_causes import NotConnectedError, causes_named
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -216,10 +217,14 @@ class KafkaSink:
     def _keep_connected(self) -> None:
         while not self._closing.is_set():
             try:
-                self._create_missing_topics()
-                self._open_producer()
-            except (KafkaError, OSError, topics.TopicError) as error:
-                self._telemetry.kafka_unavailable(error, bootstrap_servers=self._kafka.bootstrap_servers)
+                with causes_named():
+                    self._create_missing_topics()
+                    self._open_producer()
+            except (KafkaError, topics.TopicError) as error:
+                check = error.check if isinstance(error, NotConnectedError) else None
+                self._telemetry.kafka_unavailable(
+                    error, check=check, bootstrap_servers=self._kafka.bootstrap_servers
+                )
                 self._closing.wait(_RETRY_SECONDS)
                 continue
             self._wait_until_broken()
@@ -242,8 +247,7 @@ class KafkaSink:
 
     def _create_missing_topics(self) -> list[str]:
         options = self._kafka.client_options() | {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
-        known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
-        admin = _opened(KafkaAdminClient, known)
+        admin = _opened(KafkaAdminClient, options)
         try:
             missing = topics.missing_topics(admin, self._topics)
             created = topics.create_topics(admin, missing)

@@ -67,10 +67,16 @@ def configure_logging(level: str = "INFO", log_format: str = "json") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     for library in ("kafka", "websocket"):  # they tell each step of each connection at INFO
-        logging.getLogger(library).setLevel("DEBUG" if level == "DEBUG" else "WARNING")
+        logging.getLogger(library).setLevel(_lowest(library) if level == "DEBUG" else "WARNING")
+    logging.getLogger("asyncio").setLevel("ERROR")  # what hostile clients do to the endpoints is no news
     logging.raiseExceptions = False  # a closed stdout must not become a stream of tracebacks
     logging.captureWarnings(capture=True)
     _catch_uncaught()
+
+
+def _lowest(library: str) -> str:
+    # kafka-python's DEBUG lines are its whole configuration and every byte it sends, the passwords among them.
+    return "INFO" if library == "kafka" else "DEBUG"
 
 
 def _renderers(log_format: str) -> list[Processor]:

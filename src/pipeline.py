@@ -67,6 +67,15 @@ class Pipeline:
         self._delivery.close(deadline)
         self._telemetry.left_behind()
 
+    def state(self) -> dict[str, int | bool]:
+        """Return what `/status` shows of the parts themselves, by the names of the catalogue."""
+        return {
+            "connections": len(self._connections),
+            "connection_failures_in_a_row": max(each.failures_in_a_row for each in self._connections),
+            "buffer_capacity": self._buffer.capacity,
+            "spooling": self._delivery.spooling,
+        }
+
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""

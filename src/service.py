@@ -44,6 +44,7 @@ class Service:
         self._settings = settings
         self._streams = len(streams)
         self._failed: list[Worker] = []
+        self._stopping = False
         self._telemetry = Telemetry(connections=len(groups))
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
@@ -86,6 +87,7 @@ class Service:
                 return f"{self._failed[0].name} ended"
 
     def _stop(self, cause: str) -> int:
+        self._stopping = True
         self._telemetry.stopping(cause)
         self._pipeline.stop(Deadline(self._settings.service.shutdown_timeout_seconds))
         if self._endpoints:
@@ -126,7 +128,7 @@ class Service:
         host, port = self._settings.monitoring.host, self._settings.monitoring.port
         if not port:
             return None
-        view = View(status=self._status, unready=self._unready, alive=lambda: self._pipeline.alive)
+        view = View(status=self._status, unready=self._unready, alive=self._alive)
         try:
             return Endpoints(host, port, view, self._worker_ended)
         except OSError as error:
@@ -134,17 +136,34 @@ class Service:
             return None
 
     def _status(self) -> dict[str, Any]:
-        extra = {"version": PIPELINE_VERSION, "streams": self._streams, "kafka_connected": self._sink.ready}
-        return self._telemetry.snapshot() | extra
+        in_flight = self._sink.in_flight
+        state = {
+            "version": PIPELINE_VERSION,
+            "streams": self._streams,
+            "kafka_connected": self._sink.ready,
+            "kafka_stalled_seconds": round(in_flight.stalled_seconds, 3),
+            "in_flight_records_limit": in_flight.max_records,
+            "in_flight_bytes": in_flight.bytes,
+            "in_flight_bytes_limit": in_flight.max_bytes,
+            "spool_bytes": self._spool.bytes,
+            "spool_bytes_limit": self._spool.max_bytes,
+        }
+        return self._telemetry.status() | self._pipeline.state() | state
 
     def _unready(self) -> list[str]:
+        stalled = self._sink.in_flight.stalled_seconds
         reasons = {
-            "not connected to the exchange": not self._telemetry.snapshot()["connected"],
+            "stopping": self._stopping,
+            "not connected to the exchange": not self._telemetry.connected,
             "not connected to Kafka": not self._sink.ready,
-            "Kafka acknowledges nothing": self._sink.in_flight.stalled_seconds > _STALLED_SECONDS,
+            f"Kafka has acknowledged nothing for {stalled:.0f} s": stalled > _STALLED_SECONDS,
             "the spool takes no more: events are lost": self._spool.refusing,
         }
         return [reason for reason, holds in reasons.items() if holds]
+
+    def _alive(self) -> bool:
+        """Whether every thread works, or ends because it was asked to."""
+        return not self._failed and (self._stopping or self._pipeline.alive)
 
 
 def serve() -> int:

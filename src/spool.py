@@ -111,6 +111,11 @@ class Spool:
             raise
 
     @property
+    def max_bytes(self) -> int:
+        """The bound on `bytes`."""
+        return self._config.max_bytes
+
+    @property
     def refusing(self) -> bool:
         """Whether something could not be written within the last half minute."""
         return time.monotonic() - self._refused_at < _REFUSING_SECONDS

@@ -5,44 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from src.catalogue import COUNTERS, GAUGES, REASONS
+from src.flow import Flow, iso
 from src.logger import get_logger
+from src.repeats import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from src.events import Decoded, Event
 
-COUNTERS = {
-    "messages_received": "events read from the exchange, after array splitting",
-    "messages_processed": "events handed to the producer",
-    "messages_skipped": "frames or array elements that are no event",
-    "messages_dropped": "events lost because the disk did not take them",
-    "messages_dead_lettered": "events that Kafka will never take, set aside with the reason",
-    "messages_recovered": "events that an earlier run had left on disk",
-    "possible_duplicates": "events sent again because the answer to the first sending was lost",
-    "kafka_produced": "events acknowledged by Kafka",
-    "kafka_failed": "events that Kafka did not take",
-    "bytes_sent": "bytes of acknowledged record values, before compression",
-    "buffer_flushes": "batches handed from the buffer to the producer",
-    "enrichment_failures": "events sent to the raw topic as they came",
-    "control_messages": "subscription replies and exchange errors",
-    "connection_attempts": "connections tried",
-    "connection_failures": "connections that failed or were lost",
-    "reconnect_count": "connection attempts after the first of each connection",
-    "mirror_produced": "copies to the raw topic acknowledged by Kafka",
-    "mirror_failed": "copies to the raw topic that Kafka did not take",
+_CONNECTION_REASONS = {
+    "WentSilent": "silent",
+    "ConnectionLost": "closed",
+    "NotOpened": "not_opened",
+    "TimeoutError": "timeout",
 }
-GAUGES = {
-    "messages_buffered": "events in the buffer",
-    "messages_spooled": "events on disk, to be sent when Kafka takes them",
-    "messages_in_flight": "events handed to the producer and not acknowledged yet",
-    "connected": "1 when every connection to the exchange is open",
-}
-REASONS = ("messages_skipped", "messages_dropped", "kafka_failed")
-"""Counters that are also kept by reason."""
 
 
 class Telemetry:
@@ -54,24 +34,41 @@ class Telemetry:
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
         self._log = get_logger("service")
-        self._lock = threading.Lock()  # guards all counts
+        self._lock = threading.Lock()  # guards all counts and _flow
+        self._flow = Flow()
         self._counts: Counter[str] = Counter()
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
         self._dropped_by_symbol: Counter[str] = Counter()
         self._connections = connections
         self._open: set[int] = set()
         self._last_message_ms: int | None = None
-        self._repeats = _Repeats(repeat_seconds)
+        self._repeats = Repeats(repeat_seconds)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return every metric of this instant, flat, as `service_metrics` and `/status` show them."""
+        """Return every metric of this instant, flat, as `service_metrics` shows them."""
         with self._lock:
-            metrics: dict[str, Any] = {name: self._counts[name] for name in (*COUNTERS, *GAUGES)}
-            metrics["connected"] = len(self._open) == self._connections
-            metrics["last_message_time"] = _iso(self._last_message_ms)
-            for name in REASONS:
-                metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
-            metrics["messages_dropped_by_symbol"] = dict(self._dropped_by_symbol)
+            return self._metrics()
+
+    def status(self) -> dict[str, Any]:
+        """Return the snapshot and, of the same instant, what flows by kind and symbol, and the latencies."""
+        with self._lock:
+            metrics, flow = self._metrics(), self._flow.read()
+        return metrics | flow.shown()
+
+    @property
+    def connected(self) -> bool:
+        """Whether every connection to the exchange is open."""
+        with self._lock:
+            return len(self._open) == self._connections
+
+    def _metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = {name: self._counts[name] for name in (*COUNTERS, *GAUGES)}
+        metrics["connected"] = len(self._open) == self._connections
+        metrics["connections_open"] = len(self._open)
+        metrics["last_message_time"] = iso(self._last_message_ms)
+        for name in REASONS:
+            metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
+        metrics["messages_dropped_by_symbol"] = dict(self._dropped_by_symbol)
         metrics["producer"] = {
             "messages_sent": metrics["kafka_produced"],
             "messages_failed": metrics["kafka_failed"],
@@ -93,6 +90,7 @@ class Telemetry:
             counts["control_messages"] += len(decoded.replies)
             if events:
                 self._last_message_ms = at_ms
+                self._flow.received(decoded.events, at_ms)
             for part in skipped:
                 self._by_reason["messages_skipped"][part.reason] += 1
         for part in skipped:
@@ -101,6 +99,12 @@ class Telemetry:
             self._warn("enrichment_failed", error)
 
     # Between the buffer and Kafka
+
+    def flushed(self, events: Sequence[Event]) -> None:
+        """Take note of a batch that left the buffer, numbered, on its way to Kafka or to the disk."""
+        now_ms = _now_ms()
+        with self._lock:
+            self._flow.flushed(events, now_ms)
 
     def handed_over(self, events: int) -> None:
         """Count one flush of the buffer: `events` of it are in flight from here on."""
@@ -197,16 +201,19 @@ class Telemetry:
             if also:
                 self._counts[also] += events
 
-    def acknowledged(self, events: int, size: int) -> None:
+    def acknowledged(self, events: Sequence[Event], size: int) -> None:
         """Count events whose records Kafka acknowledged, `size` bytes of values in all."""
+        now_ms = _now_ms()
         with self._lock:
             counts = self._counts
-            counts["messages_in_flight"] -= events
-            counts["kafka_produced"] += events
+            counts["messages_in_flight"] -= len(events)
+            counts["kafka_produced"] += len(events)
             counts["bytes_sent"] += size
+            self._flow.acknowledged(events, now_ms)
 
     def producer_broken_off(self, error: BaseException) -> None:
         """Log that the producer lost a record and is replaced; everything unacknowledged is sent again."""
+        self._count("producer_break_offs")
         self._warn("producer_broken_off", type(error).__name__, error=str(error))
 
     def mirrored(self, copies: int) -> None:
@@ -230,9 +237,12 @@ class Telemetry:
         if not batchwise:
             self._log.warning("kafka_library_changed", effect="records are sent one by one, slower")
 
-    def kafka_unavailable(self, error: BaseException, bootstrap_servers: Sequence[str]) -> None:
+    def kafka_unavailable(self, error: BaseException, bootstrap_servers: Sequence[str], **context: object) -> None:
         """Log that the brokers or a topic cannot be reached; events wait meanwhile."""
-        self._warn("kafka_unavailable", f"{type(error).__name__}: {error}", bootstrap_servers=bootstrap_servers)
+        self._count("kafka_connection_failures")
+        self._warn(
+            "kafka_unavailable", f"{type(error).__name__}: {error}", bootstrap_servers=bootstrap_servers, **context
+        )
 
     # The connection to the exchange
 
@@ -257,14 +267,17 @@ class Telemetry:
 
     def goodbye_unanswered(self, connection: int, error: BaseException) -> None:
         """Log that the exchange did not answer our close frame; what it still sent may be lost."""
+        self._count("goodbyes_unanswered")
         self._log.warning("goodbye_unanswered", connection=connection, error=str(error) or type(error).__name__)
 
     def connection_failed(self, connection: int, error: BaseException, failures: int) -> None:
         """Count a connection that could not be opened or was lost; `failures` in a row so far."""
+        reason = _CONNECTION_REASONS.get(type(error).__name__, "other")
         with self._lock:
             was_open = connection in self._open
             self._open.discard(connection)
             self._counts["connection_failures"] += 1
+            self._by_reason["connection_failures"][reason] += 1
         event = "connection_lost" if was_open else "connection_failed"
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
         self._log.warning(event, connection=connection, error=cause, failures_in_a_row=failures)
@@ -279,10 +292,13 @@ class Telemetry:
 
     def subscription_unconfirmed(self, connection: int, streams: list[str]) -> None:
         """Log a SUBSCRIBE that got no answer; data may come all the same."""
+        self._count("streams_unconfirmed", len(streams))
         self._log.warning("subscription_unconfirmed", connection=connection, streams=streams)
 
     def exchange_error(self, connection: int, error: str, streams: list[str] | None) -> None:
         """Log an error frame of the exchange, with the streams that it is about."""
+        self._count("exchange_errors")
+        self._count("streams_refused", len(streams or ()))
         self._log.error("exchange_error", connection=connection, error=error, streams=streams)
 
     # The service itself
@@ -318,6 +334,10 @@ class Telemetry:
         self._log.info("service_metrics", **metrics, **({"final": True} if final else {}))
         return metrics
 
+    def _count(self, name: str, by: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += by
+
     def _warn(self, event: str, reason: str, count: int = 1, **context: object) -> None:
         if (counted := self._repeats.add((event, reason), count)) is not None:
             self._log.warning(event, reason=reason, count=counted, **context)
@@ -327,30 +347,5 @@ class Telemetry:
             self._log.error(event, reason=reason, count=counted, **context)
 
 
-class _Repeats:
-    """Says of each kind of line, once a minute, how much has come together since it was last said."""
-
-    def __init__(self, interval: float, kinds: int = 1000) -> None:
-        self._interval = interval
-        self._kinds = kinds
-        self._lock = threading.Lock()  # guards _seen
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
-
-    def add(self, kind: tuple[str, str], count: int) -> int | None:
-        """Count; return the number to log, None when the line is to be held back."""
-        now = time.monotonic()
-        with self._lock:
-            if len(self._seen) >= self._kinds:
-                self._seen.clear()
-            said_at, held_back = self._seen.get(kind, (-self._interval, 0))
-            if now - said_at < self._interval:
-                self._seen[kind] = (said_at, held_back + count)
-                return None
-            self._seen[kind] = (now, 0)
-            return held_back + count
-
-
-def _iso(epoch_ms: int | None) -> str | None:
-    if epoch_ms is None:
-        return None
-    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -59,7 +59,7 @@ class Served:
 
     def status(self) -> dict[str, Any]:
         assert not self.broken
-        return self.telemetry.snapshot() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
+        return self.telemetry.status() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout=10.0)
@@ -113,14 +113,15 @@ def pass_through(telemetry: Telemetry, decoded: Decoded) -> None:
     telemetry.recovered(1)
     for _ in range(2):
         telemetry.received(decoded, 1_700_000_000_000)
+    telemetry.flushed(decoded.events)
     telemetry.dropped(decoded.events[:1], "spool_full")
     telemetry.handed_over(3)
-    telemetry.acknowledged(1, 100)
+    telemetry.acknowledged(decoded.events[:1], 100)
     telemetry.returned(1, possible_duplicates=1)
     telemetry.dead_lettered(decoded.events[:1], "MessageSizeTooLargeError", "too large")
     telemetry.spooled(2)
     telemetry.resumed(3)
-    telemetry.acknowledged(3, 300)
+    telemetry.acknowledged(decoded.events[:3], 300)
 
 
 def samples(exposition: bytes) -> dict[str, float]:
@@ -161,7 +162,7 @@ def test_counters_end_in_total_and_every_family_has_a_type_and_a_help_text(serve
     assert len(ours) >= len(COUNTERS) + len(GAUGES)
     for family in families:
         assert family.documentation, family.name
-        assert family.type in ("counter", "gauge"), family.name
+        assert family.type in ("counter", "gauge", "histogram"), family.name
         if family.type == "counter":
             assert all(sample.name.endswith("_total") for sample in family.samples)
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+from kafka.protocol.parser import KafkaProtocol
+from kafka.protocol.sasl import SaslAuthenticateRequest
 
 from src.logger import LogContext, _RepeatFilter, configure_logging, get_logger
 
@@ -127,8 +129,33 @@ def test_levels_below_the_chosen_one_are_left_out(lines: Callable[[], list[str]]
     assert len(lines()) == 1
     configure_logging("DEBUG", "json")
     get_logger("x").debug("yes")
-    logging.getLogger("kafka.client").debug("yes")
+    logging.getLogger("websocket").debug("yes")
     assert len(lines()) == 2
+
+
+def test_what_kafka_python_says_at_debug_is_left_out_since_it_holds_passwords(
+    lines: Callable[[], list[str]],
+) -> None:
+    configure_logging("DEBUG", "json")
+    parser = KafkaProtocol(client_id="x", api_version=(3, 0))
+    parser.send_request(SaslAuthenticateRequest(b"\0me\0tell-nobody", version=0))
+    parser.send_bytes()
+    logging.getLogger("kafka.client").info("yes")
+    (line,) = lines()
+    assert "tell-nobody" not in line
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_traceback_does_not_show_what_variables_hold(log_format: str, lines: Callable[[], list[str]]) -> None:
+    configure_logging("DEBUG", log_format)
+    hidden = "tell-nobody"
+    try:
+        int({"password": hidden}["other"])
+    except KeyError:
+        get_logger("x").exception("failed")
+    (line,) = lines()
+    assert "KeyError" in line
+    assert hidden not in line
 
 
 def test_libraries_log_through_the_same_door(logged: Callable[[], JsonLines]) -> None:

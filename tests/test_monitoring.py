@@ -25,8 +25,12 @@ import pytest
 from rich.console import Console
 
 import monitoring
-from monitoring import History, Screen, UnreachableError, fetch
+from src.flow import BOUNDS_MS
 from src.telemetry import Telemetry
+from src.terminal_history import WINDOW_SECONDS, History, UnreachableError, fetch
+from src.terminal_parts import duration, quantile
+from src.terminal_view import Screen
+from tests.exchange_fixtures import eventually
 from tests.test_endpoints import serving
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ PATIENCE_S = 15.0
 
 def reading(received: int = 0, **more: Any) -> dict[str, Any]:
     """Make a `/status` in balance: all that was received is produced unless said otherwise."""
-    status = Telemetry().snapshot() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
+    status = Telemetry().status() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
     status |= {"ready": True, "unready_reasons": [], "connected": True}
     status |= {"started_at": "2026-01-01T00:00:00.000Z", "time": "2026-01-01T01:02:03.000Z"}
     return status | {"messages_received": received, "kafka_produced": received} | more
@@ -78,7 +82,7 @@ def test_a_rate_is_what_was_counted_between_two_readings() -> None:
 def test_the_first_reading_has_totals_and_no_rate_yet() -> None:
     text = drawn(history_of(reading(1234)))
     assert re.search(r"received\s+-", text)
-    assert re.search(r"received\s+1,234 in all", text)
+    assert re.search(r"in all\s+1,234 received", text)
 
 
 def test_a_restart_is_said_and_gives_no_negative_rate() -> None:
@@ -98,7 +102,7 @@ def test_a_service_that_went_away_is_said_with_the_time_and_what_was_last_read()
     text = drawn(history_of(reading(100), reading(200), None, None), at=14.0)
     assert "NOT REACHABLE for 12 s: connection refused; trying again" in text
     assert "the last reading" in text
-    assert re.search(r"received\s+200 in all", text)
+    assert re.search(r"in all\s+200 received", text)
     assert re.search(r"received\s+-", text)
     assert "READY" not in text
 
@@ -116,7 +120,7 @@ def test_a_sparkline_covers_the_window_whatever_its_width() -> None:
 
 def test_readings_older_than_the_window_are_forgotten() -> None:
     history = history_of(*(reading(at) for at in range(1000)))
-    assert len(history._samples["received"]) <= monitoring.WINDOW_SECONDS + 2
+    assert len(history._samples["received"]) <= WINDOW_SECONDS + 2
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,94 @@ def test_readings_older_than_the_window_are_forgotten() -> None:
 def test_the_trend_of_the_buffer_is_judged_by_its_last_readings(levels: list[int], trend: str) -> None:
     history = history_of(*(reading(messages_buffered=level) for level in levels))
     assert history.trend("buffered") == trend
+
+
+def flowing(events: int, price: str = "100.50000000", **more: Any) -> dict[str, Any]:
+    """Make a reading with two symbols, two types and a latency, after so many events of the first symbol."""
+    last = "2026-01-01T01:02:01.500Z"
+    counts = [0] * 18
+    counts[6] = events
+    return reading(
+        events,
+        symbols={
+            "BTCUSDT": {"last_event_time": last, "price": price, "events": events},
+            "ETHUSDT": {"last_event_time": "2026-01-01T00:59:03.000Z", "price": None, "events": 3},
+        },
+        kinds=[
+            {"event_type": "kline", "topic": "raw", "received": 2, "produced": 1},
+            {"event_type": "trade", "topic": "trades", "received": events, "produced": events // 2},
+        ],
+        latency={"bounds_ms": BOUNDS_MS, "legs": {"exchange_to_ack": {"counts": counts, "sum_ms": 0}}},
+        **more,
+    )
+
+
+def test_each_symbol_has_its_price_with_its_direction_its_age_and_its_rate() -> None:
+    text = drawn(history_of(flowing(10), flowing(40, price="101.25")), height=40)
+    assert re.search(r"BTCUSDT +101\.25 ▲ +1\.5 s +30\.0/s", text)
+    assert re.search(r"ETHUSDT +- +3\.0 min +0\.0/s", text)
+    fell = drawn(history_of(flowing(10), flowing(40, price="99.00")), ascii_only=True)
+    assert re.search(r"BTCUSDT +99 - +1\.5 s", fell)
+
+
+def test_each_type_has_its_rates_the_busiest_first() -> None:
+    text = drawn(history_of(flowing(10), flowing(40)))
+    assert re.search(r"type +received +produced", text)
+    assert re.search(r"trade +30\.0/s +15\.0/s", text)
+    assert text.index("trade ") < text.index("kline ")
+
+
+def test_the_lag_is_that_of_the_last_readings_and_not_of_the_whole_life() -> None:
+    slow = flowing(1000)
+    slow["latency"]["legs"]["exchange_to_ack"]["counts"][13] = 10_000
+    quick = flowing(1100)
+    quick["latency"]["legs"]["exchange_to_ack"]["counts"][13] = 10_000
+    assert re.search(r"lag +75 ms median, 99 % 100 ms", drawn(history_of(slow, quick)))
+    assert re.search(r"in all +75 ms +100 ms", drawn(history_of(slow, quick), width=120, height=40))
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ([0, 0, 0], 0.5, None),
+        ([10, 0, 0], 0.5, 5.0),
+        ([10, 10, 0], 0.75, 15.0),
+        ([0, 0, 7], 0.5, 20.0),
+        ([1, 0, 1], 0.5, 10.0),
+    ],
+)
+def test_a_quantile_is_interpolated_within_its_bucket(
+    counts: list[int], share: float, expected: float | None
+) -> None:
+    assert quantile([10, 20], counts, share) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(0.0, "0 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (90, "1.5 min"), (7200, "2.0 h"), (200_000, "2 d")],
+)
+def test_a_duration_is_written_in_few_letters(seconds: float, written: str) -> None:
+    assert duration(seconds) == written
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (80, 24), (80, 40), (120, 30), (160, 50)])
+def test_more_symbols_than_there_is_room_for_are_counted(width: int, height: int) -> None:
+    status = flowing(50)
+    one = status["symbols"]["BTCUSDT"]
+    status["symbols"] = {f"COIN{number}USDT": one for number in range(500)}
+    lines = drawn(history_of(status, status), width, height).splitlines()
+    assert len(lines) < height
+    shown = sum(bool(re.search(r"COIN\d+USDT", line)) for line in lines)
+    assert shown > 0
+    assert any(f"and {500 - shown} more symbols" in line for line in lines)
+
+
+def test_a_service_that_goes_by_way_of_the_disk_says_so() -> None:
+    status = reading(100, kafka_produced=20, messages_spooled=80, spool_bytes=23_000, spool_bytes_limit=10**6)
+    text = drawn(history_of(status | {"spooling": True}), 40, 20)
+    assert "by disk" in text
+    assert re.search(r"spooled +80", text)
+    assert re.search(r"spool +23\.0 kB of 1\.0 MB", text)
 
 
 def test_losses_stand_with_their_reasons() -> None:
@@ -442,3 +534,20 @@ def test_once_on_a_terminal_draws_and_leaves_what_it_drew(terminal: Terminal) ->
         assert process.wait(PATIENCE_S) == 0
         terminal.wait_for("equation holds")
         assert f"{ESCAPE}[?1049h" not in terminal.text
+
+
+def catches_interrupts(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has a handler for SIGINT at this moment."""
+    caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGINT - 1) & 1)
+
+
+def test_an_interrupt_while_it_starts_ends_it_without_a_word() -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with command("--url", "http://127.0.0.1:1", **pipes) as process:
+        for expected in (True, False):  # Python's own handler comes first and is not ours to judge
+            eventually(lambda expected=expected: catches_interrupts(process) is expected)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert errors == ""
+    assert process.returncode == -signal.SIGINT

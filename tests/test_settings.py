@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +36,10 @@ DEFAULTS: dict[str, object] = {
     "KAFKA_ACKS": "all",
     "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
     "KAFKA_SASL_MECHANISM": None,
+    "KAFKA_SASL_PLAIN_USERNAME_FILE": None,
     "KAFKA_SASL_PLAIN_USERNAME": None,
+    "KAFKA_SASL_PLAIN_PASSWORD_FILE": None,
+    "KAFKA_SASL_PASSWORD_FILE": None,
     "KAFKA_SASL_PLAIN_PASSWORD": None,
     "KAFKA_SASL_KERBEROS_SERVICE_NAME": None,
     "KAFKA_SASL_KERBEROS_DOMAIN_NAME": None,
@@ -44,6 +48,7 @@ DEFAULTS: dict[str, object] = {
     "KAFKA_SSL_CERTFILE": None,
     "KAFKA_SSL_KEYFILE": None,
     "KAFKA_SSL_CRLFILE": None,
+    "KAFKA_SSL_PASSWORD_FILE": None,
     "KAFKA_SSL_PASSWORD": None,
     "KAFKA_SSL_CIPHERS": None,
     "CONNECTION_RECONNECT_INTERVAL": 5,
@@ -67,6 +72,13 @@ DEFAULTS: dict[str, object] = {
     "MONITORING_PORT": 8000,
 }
 """The contract's table, as far as its capabilities exist."""
+SECRET_FILES = {
+    "KAFKA_SASL_PLAIN_USERNAME_FILE": "KAFKA_SASL_PLAIN_USERNAME",
+    "KAFKA_SASL_PLAIN_PASSWORD_FILE": "KAFKA_SASL_PLAIN_PASSWORD",
+    "KAFKA_SASL_PASSWORD_FILE": "KAFKA_SASL_PLAIN_PASSWORD",
+    "KAFKA_SSL_PASSWORD_FILE": "KAFKA_SSL_PASSWORD",
+}
+"""Each file with the setting that it stands for; not both may be set."""
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +143,7 @@ PARSED = [
     ("KAFKA_SASL_PLAIN_PASSWORD", ' "blanks stay" ', ' "blanks stay" '),
     ("KAFKA_SSL_PASSWORD", " x ", " x "),
     ("KAFKA_SSL_CHECK_HOSTNAME", "false", False),
+    ("KAFKA_SSL_CIPHERS", "ECDHE+AESGCM", "ECDHE+AESGCM"),
     ("CONNECTION_RECONNECT_INTERVAL", "0.05", 0.05),
     ("CONNECTION_MAX_RETRIES", "0", 0),
     ("SPOOL_PATH", "/srv/spool", Path("/srv/spool")),
@@ -164,7 +177,6 @@ def test_every_variable_is_read_from_the_environment_and_from_the_file(monkeypat
         "KAFKA_TOPIC_RAW_EVENTS": "r",
         "KAFKA_TOPIC_DEAD_LETTERS": "l",
         "SPOOL_PATH": "elsewhere",
-        "KAFKA_SSL_CIPHERS": "c",
         "MONITORING_HOST": "::1",
         "LOG_FORMAT": "text",
     }
@@ -175,7 +187,8 @@ def test_every_variable_is_read_from_the_environment_and_from_the_file(monkeypat
     given |= {variable: text for variable, text, parsed in PARSED if parsed}
     for name in ("KAFKA_SSL_CHECK_HOSTNAME", "SHUTDOWN_TIMEOUT_SECONDS", "CONNECTION_RECONNECT_INTERVAL"):
         given[name] = {"KAFKA_SSL_CHECK_HOSTNAME": "false"}.get(name, "7")
-    assert given.keys() == DEFAULTS.keys()
+    given["KAFKA_SECURITY_PROTOCOL"] = "sasl_plaintext"  # with TLS the files would have to be real ones
+    assert given.keys() == DEFAULTS.keys() - SECRET_FILES.keys()
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     from_environment = load_settings(None)
@@ -183,7 +196,8 @@ def test_every_variable_is_read_from_the_environment_and_from_the_file(monkeypat
         monkeypatch.delenv(name)
     Path(".env").write_text("".join(f"{name}='{value}'\n" for name, value in given.items()), encoding="utf-8")
     from_file = load_settings()
-    for name, default in DEFAULTS.items():
+    for name in given:
+        default = DEFAULTS[name]
         assert value_of(from_environment, name) != default, name
         assert value_of(from_file, name) == value_of(from_environment, name), name
 
@@ -384,28 +398,110 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, "tell-nobody")
     assert "tell-nobody" not in repr(load_settings())
     assert "tell-nobody" not in load_settings().model_dump_json()
-    assert load_settings().kafka.client_options()["ssl_password"] == "tell-nobody"  # noqa: S105 - a made-up one
-    monkeypatch.setenv("BINANCE_REST_BASE_URL", "https://me:tell-nobody@host")
-    assert faults()[0].startswith("BINANCE_REST_BASE_URL='https://***@host': ")
+    assert load_settings().kafka.client_options()["sasl_plain_password"] == "tell-nobody"  # noqa: S105 - made up
     Path(".env").write_text('KAFKA_SSL_PASSWORD="tell-nobody\n', encoding="utf-8")
     assert faults() == [".env line 1: must be NAME=value or a # comment"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "given", "shown"),
+    [
+        ("BINANCE_REST_BASE_URL", "https://me:tell-nobody@host", "https://***@host"),
+        ("BINANCE_REST_BASE_URL", "https://me:tell/nobody@host", "https://***@host"),
+        ("BINANCE_WS_BASE_URL", "wss://host/ws?api_key=tell-nobody&x=1", "wss://host/ws?api_key=***&x=1"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "me:tell-nobody@a:1,b:2", "***@a:1,b:2"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "a:1,SASL_SSL://me:tell-nobody@b:2", "a:1,SASL_SSL://***@b:2"),
+    ],
+)
+def test_a_password_in_an_address_is_not_shown(
+    variable: str, given: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, given)
+    (line,) = faults()
+    assert line.startswith(f"{variable}={shown!r}: ")
+    assert not re.search("tell.nobody", line)
+
+
+@pytest.mark.parametrize(("variable", "stands_for"), SECRET_FILES.items())
+@pytest.mark.parametrize(
+    ("content", "read"), [(b"tell-nobody\n", "tell-nobody"), (b" tell \r\n", " tell "), ("ü".encode(), "ü")]
+)
+def test_a_secret_may_stand_in_a_file(
+    variable: str, stands_for: str, content: bytes, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("secret").write_bytes(content)
+    monkeypatch.setenv(variable, "secret")
+    settings = load_settings()
+    assert value_of(settings, stands_for) == (read.strip() if stands_for.endswith("USERNAME") else read)
+    if stands_for.endswith("PASSWORD"):
+        assert read.strip() not in repr(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(("variable", "stands_for"), SECRET_FILES.items())
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"tell\nnobody\n", b"tell\0nobody", b"tell-nobody\xff", b"x" * 1025]
+)
+def test_a_file_that_holds_no_secret_is_one_fault_without_its_content(
+    variable: str, stands_for: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("secret").write_bytes(content)
+    monkeypatch.setenv(variable, "secret")
+    (line,) = faults()
+    assert line.startswith(f"{stands_for}=")
+    assert f"{variable} must name a file with one line of text in UTF-8, 1 to 1024 bytes" in line
+    assert "nobody" not in line
+
+
+@pytest.mark.parametrize("variable", SECRET_FILES)
+def test_a_file_that_is_not_there_is_one_fault_and_a_secret_in_its_place_is_not_shown(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")
+    monkeypatch.setenv("KAFKA_SASL_MECHANISM", "PLAIN")
+    for needed in {"KAFKA_SASL_PLAIN_USERNAME", "KAFKA_SASL_PLAIN_PASSWORD"} - {SECRET_FILES[variable]}:
+        monkeypatch.setenv(needed, "x")
+    needs = "must be the path of a file that exists and can be read"
+    for given, shown in (("/run/secrets/nowhere", "'/run/secrets/nowhere'"), ("tell-nobody", "***")):
+        monkeypatch.setenv(variable, given)
+        assert faults() == [f"{variable}={shown}: {needs}"]
+
+
+@pytest.mark.parametrize(("variable", "stands_for"), SECRET_FILES.items())
+def test_a_secret_and_its_file_cannot_both_be_set(
+    variable: str, stands_for: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("secret").write_text("tell-nobody", encoding="utf-8")
+    monkeypatch.setenv(variable, "secret")
+    monkeypatch.setenv(stands_for, "me")
+    (line,) = faults()
+    assert line.endswith(f": must not be set together with {variable}")
+    assert "tell-nobody" not in line
+
+
+def test_two_files_for_one_secret_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("secret").write_text("tell-nobody", encoding="utf-8")
+    for variable in ("KAFKA_SASL_PLAIN_PASSWORD_FILE", "KAFKA_SASL_PASSWORD_FILE"):
+        monkeypatch.setenv(variable, "secret")
+    (line,) = faults()
+    assert line.startswith("KAFKA_SASL_PLAIN_PASSWORD=***: must come from one file, not from ")
+    assert line.endswith("KAFKA_SASL_PLAIN_PASSWORD_FILE and KAFKA_SASL_PASSWORD_FILE")
+
+
 def test_client_options_are_what_kafka_python_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("ca.pem").touch()
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv("KAFKA_SASL_MECHANISM", "PLAIN")
     monkeypatch.setenv("KAFKA_SASL_PLAIN_USERNAME", "me")
     monkeypatch.setenv("KAFKA_SASL_PLAIN_PASSWORD", " secret ")
-    monkeypatch.setenv("KAFKA_SSL_CAFILE", "ca.pem")
-    assert load_settings().kafka.client_options() == {
+    options = load_settings().kafka.client_options()
+    context = options.pop("ssl_context")
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert options == {
         "bootstrap_servers": ["localhost:9092"],
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "PLAIN",
         "sasl_plain_username": "me",
         "sasl_plain_password": " secret ",
-        "ssl_check_hostname": True,
-        "ssl_cafile": "ca.pem",
     }
 
 

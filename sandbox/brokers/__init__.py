@@ -12,6 +12,7 @@ from sandbox.brokers.apache import Kafka3, Kafka4
 from sandbox.brokers.broker import Broker
 from sandbox.brokers.child import BrokerError
 from sandbox.brokers.embedded import EmbeddedBroker
+from sandbox.brokers.listener import Listener
 from sandbox.brokers.maven import fetched
 from sandbox.brokers.probe import free_port
 
@@ -27,4 +28,14 @@ def fetch_all() -> list[Path]:
     return [fetched("kafka4"), fetched("kafka3")]
 
 
-__all__ = ["BROKERS", "Broker", "BrokerError", "EmbeddedBroker", "Kafka3", "Kafka4", "fetch_all", "free_port"]
+__all__ = [
+    "BROKERS",
+    "Broker",
+    "BrokerError",
+    "EmbeddedBroker",
+    "Kafka3",
+    "Kafka4",
+    "Listener",
+    "fetch_all",
+    "free_port",
+]

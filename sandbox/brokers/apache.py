@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from sandbox.brokers.broker import Broker
 from sandbox.brokers.child import BrokerError, Child
+from sandbox.brokers.listener import Listener, listening
 from sandbox.brokers.maven import fetched, required
 from sandbox.brokers.probe import free_port, kafka_answers, zookeeper_answers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     Properties = dict[str, object]
@@ -29,8 +31,9 @@ _SESSION_MS = 3_000
 class Kafka4(Broker):
     """Apache Kafka 4.x: broker and controller in one process (KRaft)."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, listeners: Sequence[Listener] = ()) -> None:
         super().__init__(folder, port)
+        self.listeners = listeners
         self._controller_port = free_port()
         self._server = _kafka("kafka4", folder, self.port)
 
@@ -38,7 +41,8 @@ class Kafka4(Broker):
         return (self._server,)
 
     def _prepare(self) -> None:
-        _write(self.folder / "server.properties", _kraft(self.folder, self.port, self._controller_port))
+        listeners = listening(self.port, self.listeners, self._controller_port)
+        _write(self.folder / "server.properties", _kraft(self.folder, self._controller_port) | listeners)
         if not (self.folder / "data" / "meta.properties").exists():
             _format(self.folder)
 
@@ -46,8 +50,9 @@ class Kafka4(Broker):
 class Kafka3(Broker):
     """Apache Kafka 3.9 with a ZooKeeper of its own, as two processes; `kill` and `freeze` mean the broker."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, listeners: Sequence[Listener] = ()) -> None:
         super().__init__(folder, port)
+        self.listeners = listeners
         self._zookeeper_port = free_port()
         self._zookeeper = Child(
             "ZooKeeper",
@@ -62,7 +67,8 @@ class Kafka3(Broker):
 
     def _prepare(self) -> None:
         _write(self.folder / "zookeeper.properties", _zookeeper(self.folder, self._zookeeper_port))
-        _write(self.folder / "server.properties", _with_zookeeper(self.folder, self.port, self._zookeeper_port))
+        listeners = listening(self.port, self.listeners)
+        _write(self.folder / "server.properties", _with_zookeeper(self.folder, self._zookeeper_port) | listeners)
 
 
 def _kafka(pom: str, folder: Path, port: int) -> Child:
@@ -92,25 +98,21 @@ def _format(folder: Path) -> None:
     storage_tool("format", "-t", storage_tool("random-uuid"), "-c", folder / "server.properties")
 
 
-def _kraft(folder: Path, port: int, controller_port: int) -> Properties:
+def _kraft(folder: Path, controller_port: int) -> Properties:
     return _alone(folder) | {
         "broker.session.timeout.ms": _SESSION_MS,
         "broker.heartbeat.interval.ms": _SESSION_MS // 3,
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-        "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
     }
 
 
-def _with_zookeeper(folder: Path, port: int, zookeeper_port: int) -> Properties:
+def _with_zookeeper(folder: Path, zookeeper_port: int) -> Properties:
     return _alone(folder) | {
         "broker.id": 1,
         "zookeeper.session.timeout.ms": _SESSION_MS,
         "zookeeper.connect": f"127.0.0.1:{zookeeper_port}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port}",
     }
 
 
