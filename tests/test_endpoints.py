@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from src import endpoints
+from src.catalogue import REASONS
 from src.endpoints import Endpoints, View
 from src.events import Decoded, EventDecoder, Topics
 from src.telemetry import COUNTERS, GAUGES, Telemetry
@@ -35,10 +36,11 @@ TERMS = (
     "messages_skipped",
     "messages_buffered",
     "messages_in_flight",
+    "messages_spooled",
     "kafka_produced",
     "kafka_failed",
-    "messages_dropped",
     "messages_dead_lettered",
+    "messages_dropped",
 )
 
 
@@ -109,13 +111,18 @@ def decoded() -> Decoded:
 
 def pass_through(telemetry: Telemetry, decoded: Decoded) -> None:
     """Let events take every way they can take through the service."""
-    telemetry.received(decoded, 1_700_000_000_000)
-    first, second, third = decoded.events
+    telemetry.recovered(1)
+    for _ in range(2):
+        telemetry.received(decoded, 1_700_000_000_000)
+    telemetry.dropped(decoded.events[:1], "spool_full")
     telemetry.flushed(decoded.events)
-    telemetry.dropped([first], "spool_full")
-    telemetry.handed_over(2)
-    telemetry.acknowledged([second], 100)
-    telemetry.dead_lettered([third], "RecordTooLargeError", "")
+    telemetry.handed_over(3)
+    telemetry.acknowledged(decoded.events[:1], 100)
+    telemetry.returned(1, possible_duplicates=1)
+    telemetry.dead_lettered(decoded.events[:1], "MessageSizeTooLargeError", "too large")
+    telemetry.spooled(2)
+    telemetry.resumed(3)
+    telemetry.acknowledged(decoded.events, 300)
 
 
 def samples(exposition: bytes) -> dict[str, float]:
@@ -128,7 +135,7 @@ def samples(exposition: bytes) -> dict[str, float]:
 
 
 def imbalance(status: dict[str, Any]) -> int:
-    return int(status["messages_received"] - sum(status[term] for term in TERMS))
+    return int(status["messages_received"] + status["messages_recovered"] - sum(status[term] for term in TERMS))
 
 
 def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant(
@@ -144,10 +151,19 @@ def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant
         assert found[f"binance_ingestion_{name}_total"] == status[name], name
     for name in GAUGES:
         assert found[f"binance_ingestion_{name}"] == status[name], name
-    assert found["binance_ingestion_messages_skipped_by_reason_total[malformed_json]"] == 1
+    assert found["binance_ingestion_messages_skipped_by_reason_total[malformed_json]"] == 2
     assert found["binance_ingestion_messages_dropped_by_reason_total[spool_full]"] == 1
     assert found["binance_ingestion_last_message_timestamp_seconds"] == 1_700_000_000
     assert found["binance_ingestion_ready"] == found["binance_ingestion_kafka_connected"] == 1
+
+
+def test_known_reasons_of_losses_are_shown_before_the_first_loss(served: Served) -> None:
+    found = samples(served.ask("/metrics")[1])
+    known = [f"binance_ingestion_{name}_by_reason_total[{one}]" for name, ones in REASONS.items() for one in ones]
+    assert known
+    assert {found[name] for name in known} == {0.0}
+    status = json.loads(served.ask("/status")[1])
+    assert {name: status[f"{name}_by_reason"] for name in REASONS} == {name: {} for name in REASONS}
 
 
 def test_counters_end_in_total_and_every_family_has_a_type_and_a_help_text(served: Served) -> None:
@@ -267,7 +283,8 @@ def test_the_equation_holds_in_a_thousand_consecutive_readings_under_load(
     assert counts[-1] > counts[0]
     gauges = [scraped[f"binance_ingestion_{name}"] for name in TERMS if name in GAUGES]
     counters = [scraped[f"binance_ingestion_{name}_total"] for name in TERMS if name in COUNTERS]
-    assert scraped["binance_ingestion_messages_received_total"] == sum(gauges) + sum(counters)
+    came = [scraped[f"binance_ingestion_messages_{name}_total"] for name in ("received", "recovered")]
+    assert sum(came) == sum(gauges) + sum(counters)
 
 
 def test_connections_are_kept_for_further_requests_also_when_these_come_at_once(served: Served) -> None:
@@ -401,7 +418,7 @@ def test_a_port_in_use_or_an_unknown_host_is_an_os_error(served: Served) -> None
 
 
 @contextmanager
-def service(exchange: Exchange, port: int) -> Iterator[Callable[[str], dict[str, Any]]]:
+def service(exchange: Exchange, port: int, folder: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Run `main.py` without a Kafka; give a function that waits for an event of its log."""
     environment = {
         **os.environ,
@@ -409,6 +426,8 @@ def service(exchange: Exchange, port: int) -> Iterator[Callable[[str], dict[str,
         "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9",
         "MONITORING_PORT": str(port),
         "METRICS_INTERVAL_SECONDS": "0.5",
+        "SPOOL_PATH": str(folder / "spool"),
+        "SPOOL_MIN_FREE_BYTES": "0",
     }
     command = [sys.executable, "main.py"]
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
@@ -422,23 +441,25 @@ def service(exchange: Exchange, port: int) -> Iterator[Callable[[str], dict[str,
         process.stdout.close()
 
 
-def test_a_service_whose_port_is_in_use_goes_on_without_endpoints(served: Served, exchange: Exchange) -> None:
-    with service(exchange, served.port) as logged:
+def test_a_service_whose_port_is_in_use_goes_on_without_endpoints(
+    served: Served, exchange: Exchange, tmp_path: Path
+) -> None:
+    with service(exchange, served.port, tmp_path) as logged:
         said = logged("monitoring_unavailable")
         assert (said["level"], said["port"]) == ("error", served.port)
         assert "MONITORING_PORT" in said["fix"]
         assert logged("connection_opened")
 
 
-def test_port_0_turns_the_endpoints_off(exchange: Exchange) -> None:
-    with service(exchange, 0) as logged:
+def test_port_0_turns_the_endpoints_off(exchange: Exchange, tmp_path: Path) -> None:
+    with service(exchange, 0, tmp_path) as logged:
         assert logged("service_started")["monitoring_port"] is None
 
 
-def test_a_running_service_shows_its_metrics_and_why_it_is_not_ready(exchange: Exchange) -> None:
+def test_a_running_service_shows_its_metrics_and_why_it_is_not_ready(exchange: Exchange, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with service(exchange, port) as logged:
+    with service(exchange, port, tmp_path) as logged:
         logged("connection_opened")
         fields = logged("service_metrics").keys() - {"timestamp", "level", "event", "logger"}
         answers = {}
