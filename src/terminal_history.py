@@ -16,7 +16,7 @@ _RECENT, _BEFORE = 5, 25  # readings that a trend compares
 _NOISE = 100  # events: a buffer that fills and empties by the batch is no trend
 _RECENT_READINGS = 11
 RATES = {"received": "messages_received", "produced": "kafka_produced", "bytes": "bytes_sent"}
-LEVELS = {"buffered": "messages_buffered", "in flight": "messages_in_flight", "spooled": "messages_spooled"}
+LEVELS = {"buffered": "messages_buffered", "in flight": "messages_in_flight", "on disk": "messages_spooled"}
 LOSSES = {
     "skipped": "messages_skipped",
     "dropped": "messages_dropped",

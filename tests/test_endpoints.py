@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from src import endpoints
+from src.catalogue import REASONS
 from src.endpoints import Endpoints, View
 from src.events import Decoded, EventDecoder, Topics
 from src.telemetry import COUNTERS, GAUGES, Telemetry
@@ -113,15 +114,15 @@ def pass_through(telemetry: Telemetry, decoded: Decoded) -> None:
     telemetry.recovered(1)
     for _ in range(2):
         telemetry.received(decoded, 1_700_000_000_000)
-    telemetry.flushed(decoded.events)
     telemetry.dropped(decoded.events[:1], "spool_full")
+    telemetry.flushed(decoded.events)
     telemetry.handed_over(3)
     telemetry.acknowledged(decoded.events[:1], 100)
     telemetry.returned(1, possible_duplicates=1)
     telemetry.dead_lettered(decoded.events[:1], "MessageSizeTooLargeError", "too large")
     telemetry.spooled(2)
     telemetry.resumed(3)
-    telemetry.acknowledged(decoded.events[:3], 300)
+    telemetry.acknowledged(decoded.events, 300)
 
 
 def samples(exposition: bytes) -> dict[str, float]:
@@ -154,6 +155,15 @@ def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant
     assert found["binance_ingestion_messages_dropped_by_reason_total[spool_full]"] == 1
     assert found["binance_ingestion_last_message_timestamp_seconds"] == 1_700_000_000
     assert found["binance_ingestion_ready"] == found["binance_ingestion_kafka_connected"] == 1
+
+
+def test_known_reasons_of_losses_are_shown_before_the_first_loss(served: Served) -> None:
+    found = samples(served.ask("/metrics")[1])
+    known = [f"binance_ingestion_{name}_by_reason_total[{one}]" for name, ones in REASONS.items() for one in ones]
+    assert known
+    assert {found[name] for name in known} == {0.0}
+    status = json.loads(served.ask("/status")[1])
+    assert {name: status[f"{name}_by_reason"] for name in REASONS} == {name: {} for name in REASONS}
 
 
 def test_counters_end_in_total_and_every_family_has_a_type_and_a_help_text(served: Served) -> None:

@@ -222,7 +222,7 @@ def test_a_service_that_goes_by_way_of_the_disk_says_so() -> None:
     status = reading(100, kafka_produced=20, messages_spooled=80, spool_bytes=23_000, spool_bytes_limit=10**6)
     text = drawn(history_of(status | {"spooling": True}), 40, 20)
     assert "by disk" in text
-    assert re.search(r"spooled +80", text)
+    assert re.search(r"on disk +80", text)
     assert re.search(r"spool +23\.0 kB of 1\.0 MB", text)
 
 
