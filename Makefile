@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check format bench bench-quick bench-kafka bench-page profile soak chaos-kafka image test-image test-stack clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-page profile soak chaos-kafka image test-image test-stack clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,11 +32,19 @@ test-kafka: $(READY)  ## the broker tests on Apache Kafka 4.4 (KRaft) and 3.9 (Z
 	$(BIN)/python -m sandbox.brokers fetch
 	$(BIN)/python -m pytest -m kafka --brokers kafka4,kafka3
 
-check: $(READY)  ## lint, format, types, import layers
+check: $(READY)  ## lint, format, types, import layers, known vulnerabilities where their data can be reached
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m sandbox.audit
+
+audit: $(READY)  ## known vulnerabilities of the dependencies, where their data can be reached
+	$(BIN)/python -m sandbox.audit
+	$(BIN)/python -m sandbox.audit
+
+audit: $(READY)  ## known vulnerabilities of the dependencies, where their data can be reached
+	$(BIN)/python -m sandbox.audit
 
 format: $(READY)  ## put the code into its form
 	$(BIN)/ruff format .
@@ -73,6 +81,12 @@ test-image: image  ## run the image: health, delivery, signals, read-only root
 test-stack: image  ## the compose stacks as processes, kustomize; needs Java, Maven, Go, ncat, prometheus too
 	$(BIN)/python -m sandbox.brokers fetch
 	CONTAINER_IMAGE=$(IMAGE) STACK_TESTS=1 $(BIN)/python -m pytest tests/test_compose.py tests/test_kubernetes.py
+
+test-monitoring: $(READY)  ## dashboard, alerts, catalogue on a real Prometheus (Debian's package prometheus)
+	$(BIN)/python -m pytest tests/test_observability.py
+
+picture: $(READY)  ## docs/monitoring.svg from a running service: make picture URL=http://127.0.0.1:8000
+	$(BIN)/python -m sandbox.picture --url $(or $(URL),http://127.0.0.1:8000)
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

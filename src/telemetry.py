@@ -237,12 +237,13 @@ class Telemetry:
         if not batchwise:
             self._log.warning("kafka_library_changed", effect="records are sent one by one, slower")
 
-    def kafka_unavailable(self, error: BaseException, bootstrap_servers: Sequence[str], **context: object) -> None:
+    def kafka_unavailable(
+        self, error: BaseException, bootstrap_servers: Sequence[str], check: str | None = None
+    ) -> None:
         """Log that the brokers or a topic cannot be reached; events wait meanwhile."""
         self._count("kafka_connection_failures")
-        self._warn(
-            "kafka_unavailable", f"{type(error).__name__}: {error}", bootstrap_servers=bootstrap_servers, **context
-        )
+        cause = f"{type(error).__name__}: {error}"
+        self._warn("kafka_unavailable", cause, check=check, bootstrap_servers=bootstrap_servers)
 
     # The connection to the exchange
 

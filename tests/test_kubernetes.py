@@ -103,9 +103,7 @@ def test_the_service_accepts_the_settings(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_probes_ask_endpoints_that_exist(container: dict[str, Any]) -> None:
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415
-
-    routes = _routes(View(status=dict, unready=list, alive=lambda: True), CollectorRegistry())
+    routes = _routes(View(status=dict, unready=list, alive=lambda: True))
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
     assert {name: probe["path"] for name, probe in probes.items()} == {
         "startup": "/health",
