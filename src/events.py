@@ -51,6 +51,12 @@ class Topics(NamedTuple):
     raw: str
 
 
+def topic_for(event_type: str, topics: Topics) -> str:
+    """Return the topic that events of this type go to."""
+    kind = next((kind for known, kind in _EVENT_TYPES.values() if known == event_type), _RAW)
+    return str(getattr(topics, kind))
+
+
 class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What all events of one kind and symbol share; made once, compared by identity."""
 

@@ -48,6 +48,8 @@ class Service:
         self._telemetry = Telemetry(connections=len(groups))
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
+        if redirected := spool.redirect(topic_names(settings.kafka)):
+            self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
         self._pipeline = Pipeline(
             [self._source(number, group) for number, group in enumerate(groups)],

@@ -16,13 +16,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from src.events import Event, Route
+from src.events import Event, Route, topic_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from config.settings import SpoolConfig
+    from src.events import Topics
 
 FILE = "events.sqlite3"
 _ROW_OVERHEAD = 80  # bytes of a row beside its value: key, topic, type, SQLite's own
@@ -109,6 +110,22 @@ class Spool:
         except (SpoolFull, SpoolFailed):
             self._refused_at = time.monotonic()
             raise
+
+    def redirect(self, topics: Topics) -> int:
+        """Let events of topics that are not in the settings any more go to those that took their place.
+
+        Returns how many. Before anything is read.
+        """
+        query = "SELECT DISTINCT topic, event_type FROM events"
+        with self._lock, self._transaction() as database:
+            found = [row for row in database.execute(query).fetchall() if row[0] not in topics]
+            return sum(
+                database.execute(
+                    "UPDATE events SET topic = ? WHERE topic = ? AND event_type = ?",
+                    (topic_for(event_type, topics), topic, event_type),
+                ).rowcount
+                for topic, event_type in found
+            )
 
     @property
     def max_bytes(self) -> int:

@@ -136,6 +136,12 @@ class Telemetry:
             self._counts["messages_spooled"] += events
         self._log.info("spool_recovered", events=events)
 
+    def spool_redirected(self, events: int) -> None:
+        """Log that what an earlier run has left was meant for topics of other settings."""
+        self._log.warning(
+            "spool_redirected", events=events, reason="their topics are not in the settings any more"
+        )
+
     def dropped(self, events: Sequence[Event], reason: str, was: str = "buffered", error: str = "") -> None:
         """Count events that are lost, by reason and by symbol."""
         if not events:

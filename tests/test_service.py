@@ -16,6 +16,7 @@ from tests.service_fixtures import balanced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sandbox.brokers import Broker
     from sandbox.exchange import Exchange
@@ -451,6 +452,31 @@ def test_a_stop_with_a_frozen_broker_ends_in_time_with_exact_counts(
     assert final["messages_spooled"] >= 300
     assert final["messages_in_flight"] == final["messages_buffered"] == 0
     assert service.errors == ""
+
+
+def test_what_is_on_disk_for_topics_of_other_settings_goes_to_those_of_today(
+    market: Exchange, topics: Topics, start_service: StartService, tmp_path: Path
+) -> None:
+    kept = {"SPOOL_PATH": tmp_path / "kept", "SHUTDOWN_TIMEOUT_SECONDS": 3}
+    before = start_service(market.ws_url, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9", **kept)
+    before.wait_for(lambda: before.events("service_metrics")[-1:], "metrics")
+    before.wait_for(lambda: before.status()["messages_received"] > 200, "reading goes on")
+    assert before.stop() == 1
+    left = before.final["messages_spooled"]
+    after = start_service(market.ws_url, topics, **kept)
+    after.wait_for(lambda: after.events("service_metrics")[-1:], "metrics")
+    after.wait_for(lambda: after.status()["kafka_produced"] > left, "what was left is delivered")
+    assert after.stop() == 0
+    assert after.final["messages_recovered"] == left
+    assert balanced(after.final)
+    assert after.events("spool_redirected")[0]["events"] == left
+    assert len(records_in(topics)) == sent_by(market)
+    by_line = defaultdict(list)
+    for record in records_in(topics):
+        if record.topic == topics.trades:
+            event = json.loads(record.value or b"")
+            by_line[event["event_type"], record.key].append(event["t" if event["e"] == "trade" else "a"])
+    assert all(numbers == sorted(numbers) for numbers in by_line.values())
 
 
 BROKEN_STAGE = """

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import SpoolConfig
-from src.events import Event, Route
+from src.events import Event, Route, Topics
 from src.spool import FILE, Spool, SpoolFailed, SpoolFull, SpoolUnusable
 
 if TYPE_CHECKING:
@@ -90,6 +90,15 @@ def test_what_was_appended_is_read_back_as_it_was_in_order_also_after_reopening(
         assert content(everything(spool)) == content(written)
         assert (spool.count, spool.bytes, spool.last_seq) == (2000, sizes(written), 2000)
         assert spool.damaged is None
+
+
+def test_events_of_topics_that_are_not_in_the_settings_any_more_go_to_those_in_their_place(spool: Spool) -> None:
+    kinds = {"trade": "old-trades", "depth_update": "depth", "kline": "old-raw", "unenriched": "old-raw"}
+    routes = [Route(kind, topic, b"BTCUSDT", b"", 0, b"") for kind, topic in kinds.items()]
+    spool.append([event(number, route=route) for number, route in enumerate(routes, 1)])
+    assert spool.redirect(Topics("trades", "depth", "raw")) == 3
+    assert [each.route.topic for each in everything(spool)] == ["trades", "depth", "raw", "raw"]
+    assert spool.redirect(Topics("trades", "depth", "raw")) == 0
 
 
 def test_events_that_are_there_already_stay_and_count_once(spool: Spool) -> None:
