@@ -16,13 +16,13 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
+from src.deadline import Deadline
 from src.spool import SpoolFailed, SpoolFull
 from src.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from src.deadline import Deadline
     from src.events import Event
     from src.kafka_batches import Fate
     from src.kafka_producer import KafkaSink
@@ -36,6 +36,8 @@ _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
 _HOPELESS_SECONDS = 5.0
 """At the stop: how long Kafka may acknowledge nothing before the rest is left on disk."""
+_CONNECTING_SECONDS = 3.0
+"""At the stop: how long a producer that is only being opened is waited for."""
 
 
 class _Returned(NamedTuple):
@@ -122,7 +124,8 @@ class Delivery:
     def close(self, deadline: Deadline) -> None:
         """Deliver by the deadline what Kafka takes, leave the rest on disk, close everything."""
         self._sink.hurry()
-        while deadline.remaining() > self._sink.FORCE_SECONDS and not self._closing.is_set() and self._has_hope():
+        connecting = Deadline(_CONNECTING_SECONDS)
+        while deadline.remaining() > self._sink.FORCE_SECONDS and self._has_hope(connecting):
             self._closing.wait(0.02)
         self._closing.set()
         self._wake.set()
@@ -134,9 +137,10 @@ class Delivery:
             self._telemetry.spool_failing(str(error))
         self._spool.close()
 
-    def _has_hope(self) -> bool:
+    def _has_hope(self, connecting: Deadline) -> bool:
         left = self._sink.in_flight.records or self._spool.count
-        stuck = not self._sink.ready or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
+        absent = not self._sink.ready and connecting.expired
+        stuck = absent or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
         return bool(left) and not stuck and self._drainer.alive
 
     def _go_by_way_of_the_disk(self, sent_up_to: int) -> None:
