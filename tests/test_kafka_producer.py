@@ -359,7 +359,7 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
         assert rig.sink._copies_in_flight.bytes <= 400_000
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert after - before < 300_000
+    assert after - before < 1_000_000  # what was offered would be 10 MB; the library asks for metadata meanwhile
     assert rig.sink.in_flight.full
     assert rig.slowest < 0.25  # 0.02 on an idle machine; two processors are shared with other tests
     rig.accepted = Feed(topics, size=100).events(50_000)
