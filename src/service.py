@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from config.settings import Settings, SettingsError, load_settings, unknown_variables
 from src import signals
-from src.binance_client import BinanceConnection, GaveUp, spread
+from src.binance_client import GaveUp
 from src.buffer import Buffer
+from src.continuity import Continuity
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
+from src.line import Parts, Slot
+from src.lines import Lines
 from src.logger import configure_logging, get_logger
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
@@ -32,7 +35,22 @@ with warnings.catch_warnings():
 _STALLED_SECONDS = 5.0
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from src.worker import Worker
+
+
+class _NoLedger:
+    """Writes nothing down."""
+
+    def connection_opened(self, number: int, slot: int, streams: int) -> None:
+        """Do nothing."""
+
+    def connection_closed(self, number: int, slot: int, code: int | None, reason: str) -> None:
+        """Do nothing."""
+
+    def connection_rotated(self, number: int, cause: str) -> None:
+        """Do nothing."""
 
 
 class Service:
@@ -40,20 +58,20 @@ class Service:
 
     def __init__(self, settings: Settings, spool: Spool) -> None:
         streams = settings.binance.stream_names()
-        groups = spread(streams)
         self._settings = settings
-        self._streams = len(streams)
         self._failed: list[Worker] = []
         self._stopping = False
-        self._telemetry = Telemetry(connections=len(groups))
+        self._telemetry = Telemetry(connections=0)
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
         if redirected := spool.redirect(topic_names(settings.kafka)):
             self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
+        buffer = Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds)
         self._pipeline = Pipeline(
-            [self._source(number, group) for number, group in enumerate(groups)],
-            Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds),
+            lambda read: Lines(streams, self._parts(read)),
+            Continuity(buffer),
+            buffer,
             Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
             self._telemetry,
             self._worker_ended,
@@ -64,7 +82,7 @@ class Service:
         """Serve until a signal or the end of a worker; return the exit code."""
         self._telemetry.started(
             version=PIPELINE_VERSION,
-            streams=self._streams,
+            streams=len(self._pipeline.lines.streams),
             url=self._settings.binance.combined_url(),
             kafka=self._settings.kafka.bootstrap_servers,
             monitoring_port=self._endpoints.port if self._endpoints else None,
@@ -120,11 +138,17 @@ class Service:
             self._failed.append(worker)
             os.kill(os.getpid(), signals.WORKER_ENDED)
 
-    def _source(self, number: int, streams: tuple[str, ...]) -> tuple[BinanceConnection, EventDecoder]:
+    def _parts(self, read: Callable[[Slot], None]) -> Parts:
         settings = self._settings
-        url = settings.binance.combined_url()
-        connection = BinanceConnection(number, url, streams, settings.connection, self._telemetry)
-        return connection, EventDecoder(topic_names(settings.kafka))
+        return Parts(
+            settings.binance.combined_url(),
+            settings.connection,
+            EventDecoder(topic_names(settings.kafka)),
+            self._telemetry,
+            _NoLedger(),
+            read,
+            self._worker_ended,
+        )
 
     def _open_endpoints(self) -> Endpoints | None:
         host, port = self._settings.monitoring.host, self._settings.monitoring.port
@@ -141,7 +165,6 @@ class Service:
         in_flight = self._sink.in_flight
         state = {
             "version": PIPELINE_VERSION,
-            "streams": self._streams,
             "kafka_connected": self._sink.ready,
             "kafka_stalled_seconds": round(in_flight.stalled_seconds, 3),
             "in_flight_records_limit": in_flight.max_records,
