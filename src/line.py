@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from config.settings import ConnectionConfig
-    from src.binance_client import Chunk
+    from src.binance_client import Chunk, End
     from src.deadline import Deadline
     from src.events import Decoded, EventDecoder
     from src.telemetry import Telemetry
 
-SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "stream_silent"
+SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "silence"
 
 
 class Ledger(Protocol):
     """Who writes down what becomes of the connections; no method waits."""
 
-    def connection_opened(self, number: int, slot: int, streams: int) -> None: ...  # noqa: D102
-    def connection_closed(self, number: int, slot: int, code: int | None, reason: str) -> None: ...  # noqa: D102
-    def connection_rotated(self, number: int, cause: str) -> None: ...  # noqa: D102
+    def connection_opened(self, connection: int, streams: int) -> None: ...  # noqa: D102
+    def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None: ...  # noqa: D102
+    def connection_rotated(self, old: int, new: int, cause: str) -> None: ...  # noqa: D102
+    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None: ...  # noqa: D102
 
 
 class Parts(NamedTuple):
@@ -182,11 +183,11 @@ class Line:
         """Take note of a new connection."""
         self._slots[slot].shutdown_announced = False
         self._slots[slot].forget()
-        self._parts.ledger.connection_opened(self.number, slot, len(self.streams))
+        self._parts.ledger.connection_opened(self._slots[slot].source, len(self.streams))
 
-    def ended(self, slot: int, code: int | None, reason: str) -> None:
+    def ended(self, slot: int, end: End) -> None:
         """Take note of the end of a connection."""
-        self._parts.ledger.connection_closed(self.number, slot, code, reason)
+        self._parts.ledger.connection_closed(self._slots[slot].source, *end)
 
     def may_give_up(self, slot: int) -> bool:
         """Say whether the other connection is not wanted, or has failed as often."""
@@ -267,7 +268,8 @@ class Line:
         self._rotation = None
         slot, seconds = rotation.fresh.number, now - rotation.began
         self._parts.telemetry.rotated(self.number, rotation.cause, seconds, sorted(missing), slot)
-        self._parts.ledger.connection_rotated(self.number, rotation.cause)
+        old = rotation.fresh if self._settings.standby else rotation.kept
+        self._parts.ledger.connection_rotated(old.source, rotation.fresh.source, rotation.cause)
 
     @property
     def _fresh(self) -> Slot | None:

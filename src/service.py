@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 _STALLED_SECONDS = 5.0
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from src.worker import Worker
 
@@ -43,13 +43,16 @@ if TYPE_CHECKING:
 class _NoLedger:
     """Writes nothing down."""
 
-    def connection_opened(self, number: int, slot: int, streams: int) -> None:
+    def connection_opened(self, connection: int, streams: int) -> None:
         """Do nothing."""
 
-    def connection_closed(self, number: int, slot: int, code: int | None, reason: str) -> None:
+    def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None:
         """Do nothing."""
 
-    def connection_rotated(self, number: int, cause: str) -> None:
+    def connection_rotated(self, old: int, new: int, cause: str) -> None:
+        """Do nothing."""
+
+    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
         """Do nothing."""
 
 

@@ -30,6 +30,8 @@ COMMANDS = (
     "invalid_utf8",
     "inject",
     "tamper",
+    "silence",
+    "ignore",
     "shutdown",
     "stall_handshake",
     "handshake_status",

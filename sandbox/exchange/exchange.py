@@ -132,6 +132,14 @@ class Exchange:
         """Alter ids of the next frames of a stream."""
         return self.command("tamper", stream, mode, target, **more)
 
+    def silence(self, stream: str, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
+        """Bring nothing of one stream."""
+        return self.command("silence", stream, target, **more)
+
+    def ignore(self, count: int, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
+        """Lose requests."""
+        return self.command("ignore", count, target, **more)
+
     def shutdown(self, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
         """Send `serverShutdown`."""
         return self.command("shutdown", target, **more)
