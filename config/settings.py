@@ -357,6 +357,19 @@ class DeliveryConfig(_Section):
     max_in_flight_bytes: Positive = 100 * 1024 * 1024
 
 
+class BackfillConfig(_Section):
+    """What is fetched over REST when the exchange's streams have left something out."""
+
+    prefix = "BACKFILL_"
+    model_config = SettingsConfigDict(env_prefix="BACKFILL_")
+
+    enabled: bool = True
+    weight_per_minute: Positive = 3000
+    max_wait_seconds: Seconds = 10.0
+    max_held_events: Positive = 50_000
+    snapshot_levels: Literal[100, 500, 1000, 5000] = 1000
+
+
 class SpoolConfig(_Section):
     """Where events go while Kafka does not take them, and how much of the disk they may have."""
 

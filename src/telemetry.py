@@ -28,8 +28,8 @@ _CONNECTION_REASONS = {
 class Telemetry:
     """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
 
-    received + recovered = skipped + buffered + in flight + spooled + produced + failed + dead-lettered + dropped,
-    in events after array splitting.
+    received + recovered + backfilled = skipped + duplicate + buffered + in flight + spooled + produced + failed
+    + dead-lettered + dropped, in events after array splitting.
     """
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
@@ -97,6 +97,31 @@ class Telemetry:
             self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
         for error in decoded.unenriched:
             self._warn("enrichment_failed", error)
+
+    def duplicates(self, events: int) -> None:
+        """Count events that were left out because they had been there."""
+        self._move(events, "messages_buffered", "messages_duplicate")
+
+    def backfilled(self, events: int) -> None:
+        """Count events that were fetched over REST; they are buffered from here on."""
+        with self._lock:
+            self._counts["messages_backfilled"] += events
+            self._counts["messages_buffered"] += events
+
+    def misnumbered(self, events: int) -> None:
+        """Count events whose ids the events behind them gave the lie; they are left out and fetched anew."""
+        self._move(events, "messages_buffered", "messages_skipped")
+        with self._lock:
+            self._by_reason["messages_skipped"]["misnumbered"] += events
+        self._warn("events_misnumbered", "misnumbered", events)
+
+    def saved_by_standby(self, events: int) -> None:
+        """Count events that only one of two connections for the same streams brought."""
+        self._count("messages_saved_by_standby", events)
+
+    def snapshot_delayed(self, stream: str, reason: str) -> None:
+        """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
+        self._warn("snapshot_delayed", reason, stream=stream)
 
     # Between the buffer and Kafka
 
