@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -448,7 +447,7 @@ def test_whatever_comes_and_is_fetched_each_id_goes_through_once_and_in_order(da
                 stage.fetched(gap, *map(trade, range(first, min(last, first + 3) + 1)))
     for gap in stage.requests:
         while left := stage.continuity.remaining(gap):
-            stage.fetched(gap, *itertools.starmap(lambda first, last: trade(first), left))
+            stage.fetched(gap, *(trade(first) for first, _ in left))
     assert stage.ids() == list(range(1, many + 1))
     assert stage.continuity.held == 0
     assert equation_holds(stage.counts())
