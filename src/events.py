@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from config.streams import stream_symbol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SOURCE = "binance_websocket"
 PIPELINE_VERSION = "1.0.0"
@@ -40,6 +43,8 @@ _EVENT_TYPES = {
 # (Kafka's message.timestamp.after.max.ms), so an absurd E must not reach it.
 MAX_AHEAD_MS = 10 * 60 * 1000
 _MICROSECONDS_FROM = 10**14  # E in microseconds, as with timeUnit=MICROSECOND
+NO_ID = -1
+_SHUTDOWN = "serverShutdown"
 _ROUTES_KEPT = 65_536  # routes are cached by strings of the input; that cache must end somewhere
 
 
@@ -70,6 +75,10 @@ class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Length of the combined wrapper before the payload, `{"stream":"…","data":`."""
     head: bytes
     """That wrapper, and the payload's opening brace."""
+    stream: str = ""
+    """The stream's name as subscribed; for a frame without the wrapper the name that its payload tells."""
+    ids: Callable[[_Payload], _Ids] | None = None
+    """Where the payload's ids stand; None where the exchange counts nothing."""
 
 
 class Event(msgspec.Struct, eq=False, gc=False):
@@ -80,6 +89,12 @@ class Event(msgspec.Struct, eq=False, gc=False):
     timestamp_ms: int
     seq: int = 0
     """Its place in the order in which events were taken from the buffer; given there."""
+    first_id: int = NO_ID
+    """Of a trade or an aggregate its id, of depth `U`, of a bar its open time; NO_ID where nothing is counted."""
+    last_id: int = NO_ID - 1
+    """The same, of depth `u`, of a bar its close time. The stream's next event should begin one behind."""
+    final: bool = True
+    """Of a bar: whether it is closed."""
 
 
 class Reply(NamedTuple):
@@ -105,13 +120,24 @@ class Decoded(NamedTuple):
     replies: list[Reply]
     unenriched: list[str]
     """One error message for each event that is among `events` just as the exchange sent it."""
+    shutdowns: list[str]
+    """One for each announcement of the exchange that it will end the connection; it is among `events` too."""
+
+
+_ABSENT = msgspec.Raw(b"")
+_Ids = tuple[int, int, bool]
+_NO_IDS: _Ids = (NO_ID, NO_ID - 1, True)
 
 
 class _Payload(msgspec.Struct, gc=False):
     e: str | None = None
     E: int | None = None
     s: str | None = None
+    t: Any = None
+    a: msgspec.Raw = _ABSENT
+    U: Any = None
     u: Any = None
+    k: Any = None
     last_update_id: Any = msgspec.field(default=None, name="lastUpdateId")
 
 
@@ -123,9 +149,6 @@ class _Combined(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 class _CombinedRaw(msgspec.Struct, gc=False):
     stream: str
     data: msgspec.Raw
-
-
-_ABSENT = msgspec.Raw(b"")
 
 
 class _Control(msgspec.Struct, gc=False):
@@ -163,7 +186,7 @@ class EventDecoder:
         Never raises for what a frame contains: what is no event is reported, what cannot be enriched
         becomes an event for the raw topic as it came.
         """
-        decoded = Decoded([], [], [], [])
+        decoded = Decoded([], [], [], [], [])
         append = decoded.events.append
         routes = self._routes
         added = b',"ingestion_timestamp":%d' % received_ms
@@ -190,7 +213,8 @@ class EventDecoder:
             timestamp = payload.E
             if timestamp is None or not 0 <= timestamp <= latest:
                 timestamp = _usable_timestamp(timestamp, received_ms)
-            append(Event(route, b"".join((frame[start:-2], added, route.tail)), timestamp))
+            first, last, final = _NO_IDS if route.ids is None else route.ids(payload)
+            append(Event(route, b"".join((frame[start:-2], added, route.tail)), timestamp, 0, first, last, final))
         return decoded
 
     def _decode_unusual(self, frame: bytes, received_ms: int, into: Decoded) -> None:
@@ -220,7 +244,11 @@ class EventDecoder:
         comma = b"," if payload[1:-1].strip() else b""
         added = b'%b"ingestion_timestamp":%d' % (comma, received_ms)
         timestamp = _usable_timestamp(fields.E, received_ms)
-        into.events.append(Event(route, b"".join((payload[:-1], added, route.tail)), timestamp))
+        first, last, final = _NO_IDS if route.ids is None else route.ids(fields)
+        value = b"".join((payload[:-1], added, route.tail))
+        if fields.e == _SHUTDOWN:
+            into.shutdowns.append(_SHUTDOWN)
+        into.events.append(Event(route, value, timestamp, 0, first, last, final))
 
     def _keep_as_it_came(
         self, payload: bytes, stream: str | None, error: Exception, received_ms: int, into: Decoded
@@ -235,7 +263,8 @@ class EventDecoder:
             route = self._new_route(stream, name, symbol)
             if len(self._routes) >= _ROUTES_KEPT:
                 self._routes.clear()
-            if name:  # an unknown object may be empty, which the one-pass case does not expect
+            # An unknown object may be empty, which the one-pass case does not expect; a shutdown is to be noticed.
+            if name and name != _SHUTDOWN:
                 self._routes[stream, name, symbol] = route
         return route
 
@@ -246,7 +275,46 @@ class EventDecoder:
             added["stream"] = stream
         tail = b"," + _dump(added)[1:]
         head = b'{"stream":%b,"data":{' % _dump(stream)  # for None never met: a wrapper names its stream
-        return Route(event_type, getattr(self._topics, kind), _key(stream, symbol), tail, len(head) - 1, head)
+        topic, key = getattr(self._topics, kind), _key(stream, symbol)
+        named = stream if stream is not None else f"{(symbol or '').lower()}@{_SUFFIXES.get(name, name)}"
+        return Route(event_type, topic, key, tail, len(head) - 1, head, named, _IDS.get(name))
+
+
+def _trade_ids(payload: _Payload) -> _Ids:
+    """Return the trade's id, twice: trades are counted one by one."""
+    number = payload.t
+    return (number, number, True) if type(number) is int else _NO_IDS
+
+
+def _aggregate_ids(payload: _Payload) -> _Ids:
+    try:
+        number = int(bytes(payload.a))  # not decoded with the rest: it is a list in a depth update
+    except ValueError:
+        return _NO_IDS
+    return number, number, True
+
+
+def _depth_ids(payload: _Payload) -> _Ids:
+    first, last = payload.U, payload.u
+    return (first, last, True) if type(first) is int and type(last) is int else _NO_IDS
+
+
+def _bar_ids(payload: _Payload) -> _Ids:
+    """Return the bar's open and close time, and whether it is closed."""
+    bar = payload.k if type(payload.k) is dict else {}
+    opened, closed = bar.get("t"), bar.get("T")
+    if type(opened) is not int or type(closed) is not int:
+        return _NO_IDS
+    return opened, closed, bar.get("x") is True
+
+
+_IDS: dict[str, Callable[[_Payload], _Ids]] = {
+    "trade": _trade_ids,
+    "aggTrade": _aggregate_ids,
+    "depthUpdate": _depth_ids,
+    "kline": _bar_ids,
+}
+_SUFFIXES = {"depthUpdate": "depth"}
 
 
 def _untyped(payload: _Payload) -> str:
