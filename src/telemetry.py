@@ -185,13 +185,13 @@ class Telemetry:
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
 
-    def dead_letter_refused(self, error: BaseException) -> None:
-        """Log that the topic of the dead letters did not take one either; it stays in the table."""
-        self._warn("dead_letter_refused", type(error).__name__, error=str(error))
+    def aside_topic_unavailable(self, topic: str, error: BaseException) -> None:
+        """Log that records for a topic beside the data's stay on disk; the data flows."""
+        self._warn("aside_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
 
-    def dead_letter_topic_unavailable(self, topic: str, error: BaseException) -> None:
-        """Log that dead letters stay in their table; the data flows."""
-        self._warn("dead_letter_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
+    def aside_record_refused(self, topic: str, error: BaseException) -> None:
+        """Log that a topic beside the data's did not take a record; its sender keeps it."""
+        self._warn("aside_record_refused", type(error).__name__, topic=topic, error=str(error))
 
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""
