@@ -351,6 +351,24 @@ class ConnectionConfig(_Section):
     silence_timeout_seconds: Seconds = 30.0
 
 
+class BackfillConfig(_Section):
+    """How what was missed is fetched over REST, and how long live events wait for it."""
+
+    prefix = "BACKFILL_"
+    model_config = SettingsConfigDict(env_prefix="BACKFILL_")
+
+    enabled: bool = True
+    weight_per_minute: Annotated[int, Field(ge=300, le=6000)] = 3000
+    max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 10.0
+    max_held_events: Annotated[int, Field(ge=0, le=10_000_000)] = 50_000
+    snapshot_levels: Literal[100, 500, 1000, 5000] = 1000
+
+    @field_validator("snapshot_levels", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
 class DeliveryConfig(_Section):
     """The bound on what is accepted for Kafka and not acknowledged yet; memory stays below it."""
 
@@ -359,19 +377,6 @@ class DeliveryConfig(_Section):
 
     max_in_flight_records: Positive = 200_000
     max_in_flight_bytes: Positive = 100 * 1024 * 1024
-
-
-class BackfillConfig(_Section):
-    """What is fetched over REST when the exchange's streams have left something out."""
-
-    prefix = "BACKFILL_"
-    model_config = SettingsConfigDict(env_prefix="BACKFILL_")
-
-    enabled: bool = True
-    weight_per_minute: Positive = 3000
-    max_wait_seconds: Seconds = 10.0
-    max_held_events: Positive = 50_000
-    snapshot_levels: Literal[100, 500, 1000, 5000] = 1000
 
 
 class SpoolConfig(_Section):
@@ -434,6 +439,7 @@ class Settings(_Section):
     binance: BinanceConfig = Field(default_factory=BinanceConfig)
     kafka: KafkaConfig = Field(default_factory=KafkaConfig)
     connection: ConnectionConfig = Field(default_factory=ConnectionConfig)
+    backfill: BackfillConfig = Field(default_factory=BackfillConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
@@ -445,6 +451,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "binance": BinanceConfig,
     "kafka": KafkaConfig,
     "connection": ConnectionConfig,
+    "backfill": BackfillConfig,
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
     "logging": LoggingConfig,
@@ -478,7 +485,7 @@ def load_settings(env_file: str | None = ".env") -> Settings:
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
-    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
+    prefixes = ("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [

@@ -35,21 +35,29 @@ COUNTERS = {
     "producer_break_offs": "producers replaced because a record was lost",
     "mirror_produced": "copies to the raw topic acknowledged by Kafka",
     "mirror_failed": "copies to the raw topic that Kafka did not take",
+    "rest_requests": "requests to the exchange's REST interface",
+    "rest_failures": "REST requests that brought nothing usable",
+    "snapshots_taken": "order book snapshots that went into the depth topic",
 }
 GAUGES = {
     "messages_buffered": "events in the buffer, or waiting behind a gap that is being filled",
     "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
     "connected": "1 when every connection to the exchange is open",
+    "gaps_open": "gaps that are being filled over REST",
+    "rest_weight_used": "request weight of this minute by all behind our IP, as the exchange last told it",
 }
 REASONS = {
     "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object", "misnumbered"),
     "messages_dropped": ("spool_full", "spool_failed", "stage_failed", "read_after_shutdown"),
     "kafka_failed": (),
     "connection_failures": ("closed", "silent", "not_opened", "timeout", "other"),
+    "rest_failures": ("unreachable", "refused", "limited", "malformed"),
 }
 """Counters that are also kept by reason, with the reasons known: `/metrics` shows these from the start, at 0,
 since Prometheus takes no notice of a series that begins with its first loss."""
+ENDPOINTS = ("aggTrades", "historicalTrades", "klines", "depth", "exchangeInfo", "time")
+"""Of the REST interface; `rest_requests` is also kept by endpoint."""
 STATE = {
     "ready": "1 when /ready answers 200",
     "kafka_connected": "1 when records can flow to Kafka",
@@ -78,6 +86,7 @@ LABELLED = {
     "symbol_events": "events read from the exchange, by symbol",
     "symbol_last_event_timestamp_seconds": "event time of the symbol's last event, seconds since the epoch",
     "symbol_price": "last price that an event of the symbol named",
+    "rest_requests_by_endpoint": "requests to the exchange's REST interface, by endpoint",
     "messages_dropped_by_symbol": "events lost because the disk did not take them, by symbol",
     "latency_seconds": "; ".join(f"{leg}: {meaning}" for leg, meaning in LEGS.items()),
 }

@@ -36,6 +36,7 @@ _EVENT_TYPES = {
     # Payloads without an `e`, under a name of ours; see _untyped().
     "!bookTicker": ("book_ticker", _RAW),
     "!partialDepth": ("partial_depth", _RAW),
+    "!depthSnapshot": ("depth_snapshot", _DEPTH),  # of REST, see src/rest_events.py
     "": ("unknown", _RAW),
 }
 

@@ -39,6 +39,7 @@ class Telemetry:
         self._counts: Counter[str] = Counter()
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
         self._dropped_by_symbol: Counter[str] = Counter()
+        self._by_endpoint: Counter[str] = Counter()
         self._connections = connections
         self._open: set[int] = set()
         self._last_message_ms: int | None = None
@@ -69,6 +70,7 @@ class Telemetry:
         for name in REASONS:
             metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
         metrics["messages_dropped_by_symbol"] = dict(self._dropped_by_symbol)
+        metrics["rest_requests_by_endpoint"] = dict(self._by_endpoint)
         metrics["producer"] = {
             "messages_sent": metrics["kafka_produced"],
             "messages_failed": metrics["kafka_failed"],
@@ -102,8 +104,10 @@ class Telemetry:
         """Count events that were left out because they had been there."""
         self._move(events, "messages_buffered", "messages_duplicate")
 
+    # What was missed, over REST
+
     def backfilled(self, events: int) -> None:
-        """Count events that were fetched over REST; they are buffered from here on."""
+        """Count events that came over REST and were wanted; they are buffered from here on."""
         with self._lock:
             self._counts["messages_backfilled"] += events
             self._counts["messages_buffered"] += events
@@ -122,6 +126,34 @@ class Telemetry:
     def snapshot_delayed(self, stream: str, reason: str) -> None:
         """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
         self._warn("snapshot_delayed", reason, stream=stream)
+
+    def fills_open(self, gaps: int) -> None:
+        """Take note of how many gaps are being filled."""
+        with self._lock:
+            self._counts["gaps_open"] = gaps
+
+    def snapshot_taken(self, stream: str, last_update_id: int) -> None:
+        """Count a snapshot of an order book that is on its way to the depth topic."""
+        self._count("snapshots_taken")
+        self._log.info("snapshot_taken", stream=stream, last_update_id=last_update_id)
+
+    def rest_requested(self, endpoint: str) -> None:
+        """Count a request to the exchange's REST interface."""
+        with self._lock:
+            self._counts["rest_requests"] += 1
+            self._by_endpoint[endpoint] += 1
+
+    def rest_weight(self, used: int) -> None:
+        """Take note of the weight that the exchange says was used in this minute."""
+        with self._lock:
+            self._counts["rest_weight_used"] = used
+
+    def rest_failed(self, endpoint: str, reason: str, error: BaseException) -> None:
+        """Count a request that brought nothing usable; what it was for is asked for again."""
+        with self._lock:
+            self._counts["rest_failures"] += 1
+            self._by_reason["rest_failures"][reason] += 1
+        self._warn("rest_failed", reason, endpoint=endpoint, error=str(error))
 
     # Between the buffer and Kafka
 
