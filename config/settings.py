@@ -176,6 +176,8 @@ _FROM_FILES: dict[str, tuple[str, ...]] = {
 }
 """What may stand in a file instead, and the settings that name the file."""
 _FILES = tuple(field for fields in _FROM_FILES.values() for field in fields)
+_OWN_TOPICS = ("topic_dead_letters", "topic_gaps", "topic_checkpoints")
+"""What is no data: each has a topic for itself, while the data may share one."""
 _LONGEST_SECRET = 1024  # bytes, as OpenSSL takes at most
 
 
@@ -205,6 +207,8 @@ class KafkaConfig(_Section):
     topic_trades: str = "binance-trades"
     topic_depth: str = "binance-depth"
     topic_dead_letters: str = "binance-dead-letters"
+    topic_gaps: str = "binance-gaps"
+    topic_checkpoints: str = "binance-checkpoints"
     mirror_raw_events: bool = False
     partitions: Annotated[int, Field(gt=0, le=10_000)] = 3
     replication_factor: Annotated[int, Field(gt=0, le=100)] = 1
@@ -243,18 +247,18 @@ class KafkaConfig(_Section):
             raise ValueError(f"must be host:port, one or several separated by commas; not {named or 'empty'}")
         return servers
 
-    @field_validator("topic_raw_events", "topic_trades", "topic_depth", "topic_dead_letters")
+    @field_validator("topic_raw_events", "topic_trades", "topic_depth", *_OWN_TOPICS)
     @classmethod
     def _check_topic(cls, topic: str) -> str:
         if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
             raise ValueError("must be 1 to 249 of the characters a-z A-Z 0-9 . _ -")
         return topic
 
-    @field_validator("topic_dead_letters")
+    @field_validator(*_OWN_TOPICS)
     @classmethod
     def _check_apart(cls, topic: str, info: ValidationInfo) -> str:
-        if topic in {info.data.get(f"topic_{other}") for other in ("raw_events", "trades", "depth")}:
-            raise ValueError("must be a topic of its own, not one of the other three")
+        if topic in {value for field, value in info.data.items() if field.startswith("topic_")}:
+            raise ValueError("must be a topic of its own, not one of the others")
         return topic
 
     @field_validator("compression", mode="before")
@@ -373,6 +377,24 @@ def _seconds_of_day(window: str) -> tuple[int, int] | None:
     return (start, end) if (end - start) % 86_400 >= _SHORTEST_WINDOW else None
 
 
+class BackfillConfig(_Section):
+    """How what was missed is fetched over REST, and how long live events wait for it."""
+
+    prefix = "BACKFILL_"
+    model_config = SettingsConfigDict(env_prefix="BACKFILL_")
+
+    enabled: bool = True
+    weight_per_minute: Annotated[int, Field(ge=300, le=6000)] = 3000
+    max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 10.0
+    max_held_events: Annotated[int, Field(ge=0, le=10_000_000)] = 50_000
+    snapshot_levels: Literal[100, 500, 1000, 5000] = 1000
+
+    @field_validator("snapshot_levels", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
 class DeliveryConfig(_Section):
     """The bound on what is accepted for Kafka and not acknowledged yet; memory stays below it."""
 
@@ -443,6 +465,7 @@ class Settings(_Section):
     binance: BinanceConfig = Field(default_factory=BinanceConfig)
     kafka: KafkaConfig = Field(default_factory=KafkaConfig)
     connection: ConnectionConfig = Field(default_factory=ConnectionConfig)
+    backfill: BackfillConfig = Field(default_factory=BackfillConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
@@ -454,6 +477,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "binance": BinanceConfig,
     "kafka": KafkaConfig,
     "connection": ConnectionConfig,
+    "backfill": BackfillConfig,
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
     "logging": LoggingConfig,
@@ -487,7 +511,7 @@ def load_settings(env_file: str | None = ".env") -> Settings:
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
-    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
+    prefixes = ("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [

@@ -18,6 +18,7 @@ from src.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from src.backfill import Backfill
     from src.buffer import Buffer
     from src.continuity import Continuity
     from src.delivery import Delivery
@@ -37,12 +38,14 @@ class Pipeline:
         self,
         open_lines: Callable[[Callable[[Slot], None]], Lines],
         continuity: Continuity,
+        backfill: Backfill,
         buffer: Buffer,
         delivery: Delivery,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
     ) -> None:
         self._continuity = continuity
+        self._backfill = backfill
         self._buffer = buffer
         self._delivery = delivery
         self._telemetry = telemetry
@@ -54,6 +57,7 @@ class Pipeline:
         """Start from the end of the flow backwards."""
         self._delivery.start()
         self._publisher.start()
+        self._backfill.start()
         self.lines.start()
         self._keeper.start()
 
@@ -62,6 +66,8 @@ class Pipeline:
         self._keeper.stop(deadline.remaining(at_most=1.0))
         self.lines.close()
         self.lines.join(Deadline(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0)))
+        self._backfill.finish(deadline)
+        self._continuity.close()
         self._buffer.close()
         self._publisher.join(deadline.remaining())
         self._delivery.close(deadline)
@@ -71,13 +77,15 @@ class Pipeline:
         """Return what `/status` shows of the parts themselves, by the names of the catalogue."""
         return self.lines.state() | {
             "buffer_capacity": self._buffer.capacity,
+            "messages_held": self._continuity.held,
             "spooling": self._delivery.spooling,
         }
 
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        return self._delivery.alive and self.lines.alive and self._keeper.alive and self._publisher.alive
+        workers = (self._delivery, self._backfill, self.lines, self._keeper, self._publisher)
+        return all(worker.alive for worker in workers)
 
     def _ingest(self, slot: Slot) -> None:
         for chunk in slot.chunks():

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from config.settings import Settings, SettingsError, load_settings, unknown_variables
 from src import signals
+from src.backfill import Backfill
 from src.binance_client import GaveUp
+from src.binance_rest import BinanceRest
 from src.buffer import Buffer
 from src.continuity import Continuity
 from src.deadline import Deadline
@@ -27,6 +29,7 @@ from src.logger import configure_logging, get_logger
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
 from src.telemetry import Telemetry
+from src.weight_budget import WeightBudget
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
@@ -55,6 +58,21 @@ class _NoLedger:
     def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
         """Do nothing."""
 
+    def gap_opened(self, gap: object) -> None:
+        """Do nothing."""
+
+    def gap_filled(self, gap: object, count: int) -> None:
+        """Do nothing."""
+
+    def gap_unfillable(self, gap: object, missing: object, reason: str) -> None:
+        """Do nothing."""
+
+    def order_given_up(self, gap: object, reason: str) -> None:
+        """Do nothing."""
+
+    def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
+        """Do nothing."""
+
 
 class Service:
     """All parts of one running service, composed from its settings."""
@@ -71,9 +89,25 @@ class Service:
             self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
         buffer = Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds)
+        topics = topic_names(settings.kafka)
+        rest = BinanceRest(
+            settings.binance.rest_base_url, WeightBudget(settings.backfill.weight_per_minute), self._telemetry
+        )
+        backfill = Backfill(settings.backfill, rest, topics, self._telemetry, self._worker_ended)
+        continuity = Continuity(
+            buffer,
+            backfill,
+            _NoLedger(),
+            self._telemetry,
+            settings.backfill,
+            topics,
+            standby=settings.connection.standby,
+        )
+        backfill.attach(continuity)
         self._pipeline = Pipeline(
             lambda read: Lines(streams, self._parts(read)),
-            Continuity(buffer),
+            continuity,
+            backfill,
             buffer,
             Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
             self._telemetry,

@@ -28,8 +28,8 @@ _CONNECTION_REASONS = {
 class Telemetry:
     """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
 
-    received + recovered = skipped + buffered + in flight + spooled + produced + failed + dead-lettered + dropped,
-    in events after array splitting.
+    received + recovered + backfilled = skipped + duplicate + buffered + in flight + spooled + produced + failed
+    + dead-lettered + dropped, in events after array splitting.
     """
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
@@ -39,6 +39,7 @@ class Telemetry:
         self._counts: Counter[str] = Counter()
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
         self._dropped_by_symbol: Counter[str] = Counter()
+        self._by_endpoint: Counter[str] = Counter()
         self._lines = set(range(connections))
         self._open: set[tuple[int, int]] = set()  # line and slot
         self._last_message_ms: int | None = None
@@ -72,6 +73,7 @@ class Telemetry:
         for name in REASONS:
             metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
         metrics["messages_dropped_by_symbol"] = dict(self._dropped_by_symbol)
+        metrics["rest_requests_by_endpoint"] = dict(self._by_endpoint)
         metrics["producer"] = {
             "messages_sent": metrics["kafka_produced"],
             "messages_failed": metrics["kafka_failed"],
@@ -100,6 +102,61 @@ class Telemetry:
             self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
         for error in decoded.unenriched:
             self._warn("enrichment_failed", error)
+
+    def duplicates(self, events: int) -> None:
+        """Count events that were left out because they had been there."""
+        self._move(events, "messages_buffered", "messages_duplicate")
+
+    # What was missed, over REST
+
+    def backfilled(self, events: int) -> None:
+        """Count events that came over REST and were wanted; they are buffered from here on."""
+        with self._lock:
+            self._counts["messages_backfilled"] += events
+            self._counts["messages_buffered"] += events
+
+    def misnumbered(self, events: int) -> None:
+        """Count events whose ids the events behind them gave the lie; they are left out and fetched anew."""
+        self._move(events, "messages_buffered", "messages_skipped")
+        with self._lock:
+            self._by_reason["messages_skipped"]["misnumbered"] += events
+        self._warn("events_misnumbered", "misnumbered", events)
+
+    def saved_by_standby(self, events: int) -> None:
+        """Count events that only one of two connections for the same streams brought."""
+        self._count("messages_saved_by_standby", events)
+
+    def snapshot_delayed(self, stream: str, reason: str) -> None:
+        """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
+        self._warn("snapshot_delayed", reason, stream=stream)
+
+    def fills_open(self, gaps: int) -> None:
+        """Take note of how many gaps are being filled."""
+        with self._lock:
+            self._counts["gaps_open"] = gaps
+
+    def snapshot_taken(self, stream: str, last_update_id: int) -> None:
+        """Count a snapshot of an order book that is on its way to the depth topic."""
+        self._count("snapshots_taken")
+        self._log.info("snapshot_taken", stream=stream, last_update_id=last_update_id)
+
+    def rest_requested(self, endpoint: str) -> None:
+        """Count a request to the exchange's REST interface."""
+        with self._lock:
+            self._counts["rest_requests"] += 1
+            self._by_endpoint[endpoint] += 1
+
+    def rest_weight(self, used: int) -> None:
+        """Take note of the weight that the exchange says was used in this minute."""
+        with self._lock:
+            self._counts["rest_weight_used"] = used
+
+    def rest_failed(self, endpoint: str, reason: str, error: BaseException) -> None:
+        """Count a request that brought nothing usable; what it was for is asked for again."""
+        with self._lock:
+            self._counts["rest_failures"] += 1
+            self._by_reason["rest_failures"][reason] += 1
+        self._warn("rest_failed", reason, endpoint=endpoint, error=str(error))
 
     # Between the buffer and Kafka
 
@@ -163,13 +220,13 @@ class Telemetry:
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
 
-    def dead_letter_refused(self, error: BaseException) -> None:
-        """Log that the topic of the dead letters did not take one either; it stays in the table."""
-        self._warn("dead_letter_refused", type(error).__name__, error=str(error))
+    def aside_topic_unavailable(self, topic: str, error: BaseException) -> None:
+        """Log that records for a topic beside the data's stay on disk; the data flows."""
+        self._warn("aside_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
 
-    def dead_letter_topic_unavailable(self, topic: str, error: BaseException) -> None:
-        """Log that dead letters stay in their table; the data flows."""
-        self._warn("dead_letter_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
+    def aside_record_refused(self, topic: str, error: BaseException) -> None:
+        """Log that a topic beside the data's did not take a record; its sender keeps it."""
+        self._warn("aside_record_refused", type(error).__name__, topic=topic, error=str(error))
 
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""
