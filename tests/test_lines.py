@@ -214,7 +214,7 @@ def test_with_a_standby_both_connections_are_rotated_one_after_the_other(
 
 
 def test_with_a_standby_a_shutdown_announced_on_both_replaces_one_and_then_the_other(
-    exchange_factory: Callable[..., Exchange], open_lines: OpenLines, logged: list[Any]
+    exchange_factory: Callable[..., Exchange], open_lines: OpenLines
 ) -> None:
     exchange = exchange_factory(rate=500, symbols=tuple(map(str.upper, SYMBOLS)))
     reading = open_lines(exchange.stream_url, COUNTED, standby=True)

@@ -13,7 +13,7 @@ In a test: `with Exchange(Settings(rate=500)) as exchange: …exchange.ws_url…
 - of connections to come: `stall_handshake` connections | `handshake_status` status connections retry_after_s
   (0 connections: all until `disarm`) | `refuse` seconds | `accept` | `disarm`
 - of the market: `send` stream frames target wrap opcode | `burst` count symbol | `rate` rate mix |
-  `status` status | `replay` path speed repeat to_all on_subscribe
+  `status` status | `list_symbol` symbol status | `replay` path speed repeat to_all on_subscribe
 - of REST: `rest` status count delay_s lag_s forgive
 
 Questions are `GET /control/connections` and `GET /control/sent?connection=&stream=&kind=`. All of it is served

@@ -43,6 +43,7 @@ COMMANDS = (
     "burst",
     "rate",
     "status",
+    "list_symbol",
     "rest",
     "replay",
 )
@@ -154,6 +155,17 @@ class Control(Faults):
         self._core.status = status
         self._core.pump.halted = status == "BREAK"
         return {"status": status}
+
+    def list_symbol(self, symbol: str, status: str | None = "TRADING") -> Answer:
+        """Set what exchangeInfo says of one symbol; null: that it does not list it. Its market goes on."""
+        if symbol not in self._core.market.by_name:
+            raise ControlError(f"symbol: {symbol!r} is none of this exchange")
+        self._core.unlisted.discard(symbol)
+        if status is None:
+            self._core.unlisted.add(symbol)
+        else:
+            self._core.statuses[symbol] = status
+        return {"symbol": symbol, "status": status}
 
     def rest(
         self,

@@ -184,6 +184,10 @@ class Exchange:
         """Set the status of all symbols."""
         return self.command("status", status)
 
+    def list_symbol(self, symbol: str, status: str | None = "TRADING") -> Answer:
+        """Set what exchangeInfo says of one symbol."""
+        return self.command("list_symbol", symbol, status)
+
     def rest(self, status: int | None = None, **more: Any) -> Answer:  # noqa: ANN401
         """Let REST fail, wait, lag, or forgive."""
         return self.command("rest", status, **more)
