@@ -174,6 +174,8 @@ _FROM_FILES: dict[str, tuple[str, ...]] = {
 }
 """What may stand in a file instead, and the settings that name the file."""
 _FILES = tuple(field for fields in _FROM_FILES.values() for field in fields)
+_OWN_TOPICS = ("topic_dead_letters", "topic_gaps", "topic_checkpoints")
+"""What is no data: each has a topic for itself, while the data may share one."""
 _LONGEST_SECRET = 1024  # bytes, as OpenSSL takes at most
 
 
@@ -203,6 +205,8 @@ class KafkaConfig(_Section):
     topic_trades: str = "binance-trades"
     topic_depth: str = "binance-depth"
     topic_dead_letters: str = "binance-dead-letters"
+    topic_gaps: str = "binance-gaps"
+    topic_checkpoints: str = "binance-checkpoints"
     mirror_raw_events: bool = False
     partitions: Annotated[int, Field(gt=0, le=10_000)] = 3
     replication_factor: Annotated[int, Field(gt=0, le=100)] = 1
@@ -241,18 +245,18 @@ class KafkaConfig(_Section):
             raise ValueError(f"must be host:port, one or several separated by commas; not {named or 'empty'}")
         return servers
 
-    @field_validator("topic_raw_events", "topic_trades", "topic_depth", "topic_dead_letters")
+    @field_validator("topic_raw_events", "topic_trades", "topic_depth", *_OWN_TOPICS)
     @classmethod
     def _check_topic(cls, topic: str) -> str:
         if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
             raise ValueError("must be 1 to 249 of the characters a-z A-Z 0-9 . _ -")
         return topic
 
-    @field_validator("topic_dead_letters")
+    @field_validator(*_OWN_TOPICS)
     @classmethod
     def _check_apart(cls, topic: str, info: ValidationInfo) -> str:
-        if topic in {info.data.get(f"topic_{other}") for other in ("raw_events", "trades", "depth")}:
-            raise ValueError("must be a topic of its own, not one of the other three")
+        if topic in {value for field, value in info.data.items() if field.startswith("topic_")}:
+            raise ValueError("must be a topic of its own, not one of the others")
         return topic
 
     @field_validator("compression", mode="before")

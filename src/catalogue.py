@@ -12,9 +12,11 @@ COUNTERS = {
     "messages_processed": "events handed to the producer",
     "messages_skipped": "frames or array elements that are no event",
     "messages_dropped": "events lost because the disk did not take them",
+    "messages_duplicate": "events that had been there, by their ids, and were left out",
+    "messages_backfilled": "events fetched over REST that the streams had left out, and snapshots of order books",
+    "messages_saved_by_standby": "events that only one of two connections for the same streams brought",
     "messages_dead_lettered": "events that Kafka will never take, set aside with the reason",
     "messages_recovered": "events that an earlier run had left on disk",
-    "messages_backfilled": "events that the streams did not bring, fetched over REST, and depth snapshots",
     "possible_duplicates": "events sent again because the answer to the first sending was lost",
     "kafka_produced": "events acknowledged by Kafka",
     "kafka_failed": "events that Kafka did not take",
@@ -38,7 +40,7 @@ COUNTERS = {
     "snapshots_taken": "order book snapshots that went into the depth topic",
 }
 GAUGES = {
-    "messages_buffered": "events in the buffer",
+    "messages_buffered": "events in the buffer, or waiting behind a gap that is being filled",
     "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
     "connected": "1 when every connection to the exchange is open",
@@ -46,7 +48,7 @@ GAUGES = {
     "rest_weight_used": "request weight of this minute by all behind our IP, as the exchange last told it",
 }
 REASONS = {
-    "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object"),
+    "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object", "misnumbered"),
     "messages_dropped": ("spool_full", "spool_failed", "stage_failed", "read_after_shutdown"),
     "kafka_failed": (),
     "connection_failures": ("closed", "silent", "not_opened", "timeout", "other"),

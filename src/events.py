@@ -63,6 +63,15 @@ def topic_for(event_type: str, topics: Topics) -> str:
     return str(getattr(topics, kind))
 
 
+def event_type_of(stream: str) -> str:
+    """Return the type of the events of a stream of one symbol that the exchange counts, else `unknown`."""
+    kind = stream.partition("@")[2]
+    if kind.startswith("kline_"):
+        return "kline"
+    counted = {"depth": "depthUpdate", "depth@100ms": "depthUpdate"}
+    return _EVENT_TYPES.get(counted.get(kind, kind), ("unknown",))[0]
+
+
 class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What all events of one kind and symbol share; made once, compared by identity."""
 
@@ -309,7 +318,15 @@ def _bar_ids(payload: _Payload) -> _Ids:
     return opened, closed, bar.get("x") is True
 
 
+def _only_last(number: Any) -> _Ids:  # noqa: ANN401 - of a payload that may be anything
+    """Of a state that is not counted one by one, return what tells a newer from an older."""
+    return (NO_ID, number, True) if type(number) is int and number >= 0 else _NO_IDS
+
+
 _IDS: dict[str, Callable[[_Payload], _Ids]] = {
+    "!bookTicker": lambda payload: _only_last(payload.u),
+    "!partialDepth": lambda payload: _only_last(payload.last_update_id),
+    "referencePrice": lambda payload: _only_last(payload.t),
     "trade": _trade_ids,
     "aggTrade": _aggregate_ids,
     "depthUpdate": _depth_ids,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ from kafka.structs import TopicPartition
 from src import topics
 from src.events import Event, Route, Topics
 from src.in_flight import InFlight
+from src.kafka_aside import Aside
 from src.kafka_batches import BatchAppender, Producer, appender_for, partition_count
 from src.kafka_causes import NotConnectedError, causes_named
 from src.worker import Worker
@@ -117,10 +119,7 @@ class KafkaSink:
         self._make_appender = make_appender
         self._telemetry = telemetry
         self._topics = topics.data_topics(kafka)
-        self._dead_letter_topic = topics.dead_letter_topic(kafka)
-        self._has_dead_letter_topic = False
-        self.dead_letter_producer: KafkaProducer | None = None
-        """The open producer, when it knows the topic of the dead letters; another object after each rebuild."""
+        self._aside = Aside(topics.aside_topics(kafka), telemetry)
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self._copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
@@ -156,33 +155,49 @@ class KafkaSink:
                 self._append(self._appender, events[:admitted])
             return admitted
 
+    @property
+    def dead_letter_producer(self) -> object | None:
+        """The open producer, when it knows the topic of the dead letters; another object after each rebuild."""
+        return self.aside_producer(self._kafka.topic_dead_letters)
+
     def send_dead_letter(self, letter: DeadLetter, answered: Callable[[int, bool], None]) -> bool:
         """Send a dead letter to its topic without waiting; return whether an answer will come.
 
         `answered` is called on the producer's I/O thread with the letter's id and whether Kafka took it.
         """
-        producer = self.dead_letter_producer
-        if producer is None or self._broken.is_set():
-            return False
-        try:
-            future = producer.send(
-                self._dead_letter_topic.name,
-                letter.value,
-                key=letter.key,
-                headers=_headers(letter),
-                timestamp_ms=letter.died_ms,
-            )
-        except (KafkaError, ValueError) as error:
-            self._telemetry.dead_letter_refused(error)
-            return False
+        return self.send_aside(
+            self._kafka.topic_dead_letters,
+            letter.key,
+            letter.value,
+            headers=_headers(letter),
+            timestamp_ms=letter.died_ms,
+            answered=partial(answered, letter.id),
+        )
 
-        def refused(error: BaseException) -> None:
-            self._telemetry.dead_letter_refused(error)
-            answered(letter.id, False)  # noqa: FBT003 - the answer
+    def aside_producer(self, topic: str) -> object | None:
+        """Return the open producer when it knows this topic beside the data's; another object after each rebuild.
 
-        future.add_callback(lambda _: answered(letter.id, True))  # noqa: FBT003
-        future.add_errback(refused)
-        return True
+        When it changes, the answers to what the one before had taken may never come.
+        """
+        return self._aside.producer(topic)
+
+    def send_aside(  # noqa: PLR0913 - what a record consists of
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+        answered: Callable[[bool], None],
+    ) -> bool:
+        """Send a record to a topic beside the data's without waiting; return whether an answer will come.
+
+        `answered` is called on the producer's I/O thread with whether Kafka took it. Any thread may call this.
+        """
+        if self._broken.is_set():
+            return False
+        return self._aside.send(topic, key, value, headers=headers, timestamp_ms=timestamp_ms, answered=answered)
 
     def unacknowledged(self) -> list[Event]:
         """Return what is in flight at this moment, in no order."""
@@ -235,7 +250,9 @@ class KafkaSink:
     def _wait_until_broken(self) -> None:
         """Break the producer off when a topic is gone, which it would wait for until its batches are too old."""
         while not self._broken.wait(_LOOK_SECONDS):
-            if self.in_flight.stalled_seconds < _LOOK_SECONDS and not self._partitions.missing():
+            self._aside.learn_more()
+            stalled = self.in_flight.stalled_seconds >= _LOOK_SECONDS or self._partitions.missing()
+            if not stalled and not self._aside.look_again:
                 continue
             try:
                 created = self._create_missing_topics()
@@ -246,41 +263,24 @@ class KafkaSink:
                 self.break_off(topics.TopicError(f"{', '.join(created)}: gone, and made again"))
 
     def _create_missing_topics(self) -> list[str]:
+        """Create topics and return the names of those of the data."""
         options = self._kafka.client_options() | {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
         admin = _opened(KafkaAdminClient, options)
         try:
             missing = topics.missing_topics(admin, self._topics)
             created = topics.create_topics(admin, missing)
-            created += self._create_dead_letter_topic(admin)
+            beside = self._aside.create(admin)
         finally:
             admin.close()
-        if created:
-            self._telemetry.topics_created([str(topic.name) for topic in created])
+        if created or beside:
+            self._telemetry.topics_created([topic.name for topic in (*created, *beside)])
         return [topic.name for topic in created]
-
-    def _create_dead_letter_topic(self, admin: KafkaAdminClient) -> list[topics.Topic]:
-        """Create it where we may; without it dead letters stay in their table, and the data flows."""
-        try:
-            created = topics.create_topics(admin, topics.missing_topics(admin, [self._dead_letter_topic]))
-        except (KafkaError, topics.TopicError) as error:
-            self._has_dead_letter_topic = False
-            self._telemetry.dead_letter_topic_unavailable(self._dead_letter_topic.name, error)
-            return []
-        self._has_dead_letter_topic = True
-        return created
-
-    def _knows_dead_letter_topic(self, producer: KafkaProducer) -> bool:
-        try:
-            return self._has_dead_letter_topic and bool(producer.partitions_for(self._dead_letter_topic.name))
-        except KafkaError as error:
-            self._telemetry.dead_letter_topic_unavailable(self._dead_letter_topic.name, error)
-            return False
 
     def _open_producer(self) -> None:
         producer = self._make_producer(self._kafka)
         try:  # before there is an appender: that of the public way lets nothing wait for metadata any more
             counts = {topic.name: len(producer.partitions_for(topic.name)) for topic in self._topics}
-            knows_dead_letter_topic = self._knows_dead_letter_topic(producer)
+            self._aside.learn(producer)
         except BaseException:
             self._make_appender(producer, self._told).stop(0.0)
             raise
@@ -293,7 +293,7 @@ class KafkaSink:
             self._partitions = _Partitions(producer, counts)
             self._broken.clear()
             self._appender = appender
-            self.dead_letter_producer = producer if knows_dead_letter_topic else None
+            self._aside.opened(producer)
             if self._hurried:
                 appender.hurry()
         self._telemetry.kafka_connected(counts, batchwise=isinstance(appender, BatchAppender))
@@ -302,7 +302,7 @@ class KafkaSink:
         """Take the producer away from `send` and end it; all that it held has come back on return."""
         with self._lock:
             appender = self._appender
-            self.dead_letter_producer = None
+            self._aside.ended()
         if appender is not None:
             appender.stop(timeout)
             with self._lock:

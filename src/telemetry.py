@@ -28,9 +28,8 @@ _CONNECTION_REASONS = {
 class Telemetry:
     """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
 
-    received + recovered + backfilled
-        = skipped + buffered + in flight + spooled + produced + failed + dead-lettered + dropped,
-    in events after array splitting.
+    received + recovered + backfilled = skipped + duplicate + buffered + in flight + spooled + produced + failed
+    + dead-lettered + dropped, in events after array splitting.
     """
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
@@ -101,13 +100,30 @@ class Telemetry:
         for error in decoded.unenriched:
             self._warn("enrichment_failed", error)
 
-    # What was missed, over REST
+    def duplicates(self, events: int) -> None:
+        """Count events that were left out because they had been there."""
+        self._move(events, "messages_buffered", "messages_duplicate")
 
     def backfilled(self, events: int) -> None:
-        """Count events that came over REST and were wanted; they are buffered from here on."""
+        """Count events that were fetched over REST; they are buffered from here on."""
         with self._lock:
             self._counts["messages_backfilled"] += events
             self._counts["messages_buffered"] += events
+
+    def misnumbered(self, events: int) -> None:
+        """Count events whose ids the events behind them gave the lie; they are left out and fetched anew."""
+        self._move(events, "messages_buffered", "messages_skipped")
+        with self._lock:
+            self._by_reason["messages_skipped"]["misnumbered"] += events
+        self._warn("events_misnumbered", "misnumbered", events)
+
+    def saved_by_standby(self, events: int) -> None:
+        """Count events that only one of two connections for the same streams brought."""
+        self._count("messages_saved_by_standby", events)
+
+    def snapshot_delayed(self, stream: str, reason: str) -> None:
+        """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
+        self._warn("snapshot_delayed", reason, stream=stream)
 
     def fills_open(self, gaps: int) -> None:
         """Take note of how many gaps are being filled."""
@@ -199,13 +215,13 @@ class Telemetry:
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
 
-    def dead_letter_refused(self, error: BaseException) -> None:
-        """Log that the topic of the dead letters did not take one either; it stays in the table."""
-        self._warn("dead_letter_refused", type(error).__name__, error=str(error))
+    def aside_topic_unavailable(self, topic: str, error: BaseException) -> None:
+        """Log that records for a topic beside the data's stay on disk; the data flows."""
+        self._warn("aside_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
 
-    def dead_letter_topic_unavailable(self, topic: str, error: BaseException) -> None:
-        """Log that dead letters stay in their table; the data flows."""
-        self._warn("dead_letter_topic_unavailable", type(error).__name__, topic=topic, error=str(error))
+    def aside_record_refused(self, topic: str, error: BaseException) -> None:
+        """Log that a topic beside the data's did not take a record; its sender keeps it."""
+        self._warn("aside_record_refused", type(error).__name__, topic=topic, error=str(error))
 
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 _DAY_MS = 86_400_000
 _RETENTION = "retention.ms"
 _PARTITIONS = "partitions"
+_COMPACTED = {
+    "cleanup.policy": "compact",
+    "compression.type": "producer",
+    # Only what is not in the newest segment is compacted; these keep the topic small enough to be read at a start.
+    "segment.ms": str(10 * 60_000),
+    "segment.bytes": str(16 * 1024 * 1024),
+    "min.cleanable.dirty.ratio": "0.1",
+}
 
 
 class TopicError(Exception):
@@ -30,18 +38,27 @@ class TopicError(Exception):
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it is wanted; `configs` are Kafka's own topic configs by name."""
+    """A topic as it is wanted; `configs` are Kafka's own topic configs by name.
+
+    `one_log`: it has one partition, whatever KAFKA_PARTITIONS says, so that its records have one order.
+    """
 
     name: str
     partitions: int
     replication_factor: int
     configs: Mapping[str, str]
+    one_log: bool = False
 
     def __str__(self) -> str:
         return (
-            f"{_count(self.partitions, 'partition')}, {_count(self.replication_factor, 'replica')}, "
-            f"kept for {_count(int(self.configs[_RETENTION]) // _DAY_MS, 'day')}"
+            f"{_count(self.partitions, 'partition')}, {_count(self.replication_factor, 'replica')}, {self._keeps}"
         )
+
+    @property
+    def _keeps(self) -> str:
+        if _RETENTION not in self.configs:
+            return "the last record of each key kept"
+        return f"kept for {_count(int(self.configs[_RETENTION]) // _DAY_MS, 'day')}"
 
 
 @dataclass(frozen=True)
@@ -64,13 +81,21 @@ class Difference:
 
 
 def wanted_topics(config: KafkaConfig) -> tuple[Topic, ...]:
-    """Return every topic that the service writes to: those of the data and that of the dead letters."""
-    return (*data_topics(config), dead_letter_topic(config))
+    """Return every topic that the service writes to: those of the data and those beside it."""
+    return (*data_topics(config), *aside_topics(config))
 
 
-def dead_letter_topic(config: KafkaConfig) -> Topic:
-    """Return the topic of what the others do not take, kept 30 days."""
-    return Topic(config.topic_dead_letters, config.partitions, config.replication_factor, _configs(30))
+def aside_topics(config: KafkaConfig) -> tuple[Topic, ...]:
+    """Return the topics that the data does not depend on.
+
+    Dead letters are kept 30 days, the gap ledger 365 days; of the checkpoints Kafka keeps the last of each key.
+    """
+    replicas = config.replication_factor
+    return (
+        Topic(config.topic_dead_letters, config.partitions, replicas, _configs(30)),
+        Topic(config.topic_gaps, 1, replicas, _configs(365), one_log=True),
+        Topic(config.topic_checkpoints, 1, replicas, dict(_COMPACTED), one_log=True),
+    )
 
 
 def data_topics(config: KafkaConfig) -> tuple[Topic, ...]:
@@ -169,7 +194,8 @@ def _layout_differences(topic: Topic, found: dict[str, Any]) -> list[Difference]
     layout = []
     if partitions != topic.partitions:
         fixable = partitions < topic.partitions
-        remark = _RAISING if fixable else _LOWERING.format(partitions)
+        lowering = _LOWERING_ONE_LOG if topic.one_log else _LOWERING.format(partitions)
+        remark = _RAISING if fixable else lowering
         layout.append(Difference(topic, _PARTITIONS, str(partitions), str(topic.partitions), fixable, remark))
     if replicas != topic.replication_factor:
         wanted = str(topic.replication_factor)
@@ -182,6 +208,7 @@ _RAISING = "raising it moves symbols to other partitions, so their order holds o
 _LOWERING = (
     "Kafka cannot lower it; set KAFKA_PARTITIONS={}, or delete the topic with its records and run this again"
 )
+_LOWERING_ONE_LOG = "Kafka cannot lower it; delete the topic with its records and run this again"
 _REPLICATION = "moving replicas is up to kafka-reassign-partitions.sh; or set KAFKA_REPLICATION_FACTOR={}"
 _UNREADABLE = "does this user lack the permission DESCRIBE_CONFIGS?"
 

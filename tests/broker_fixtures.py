@@ -34,7 +34,10 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Topics:
-    """Three fresh topics, and the environment that points the service and the scripts at them."""
+    """Three fresh topics, and the environment that points the service and the scripts at them.
+
+    Dead letters, ledger and checkpoints get names of their own as well; the service makes these topics.
+    """
 
     raw: str
     trades: str
@@ -52,7 +55,22 @@ class Topics:
             "KAFKA_TOPIC_RAW_EVENTS": self.raw,
             "KAFKA_TOPIC_TRADES": self.trades,
             "KAFKA_TOPIC_DEPTH": self.depth,
+            "KAFKA_TOPIC_GAPS": self.gaps,
+            "KAFKA_TOPIC_CHECKPOINTS": self.beside("checkpoints"),
+            "KAFKA_TOPIC_DEAD_LETTERS": self.dead_letters,
         }
+
+    @property
+    def gaps(self) -> str:
+        return self.beside("gaps")
+
+    @property
+    def dead_letters(self) -> str:
+        return self.beside("dead-letters")
+
+    def beside(self, kind: str) -> str:
+        """Name a topic that belongs to these three."""
+        return f"{kind}-{self.raw.encode().hex()}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -186,7 +186,8 @@ def test_what_the_topic_does_not_take_either_stays_in_the_table(place: Place, de
 
 def test_a_topic_that_cannot_be_created_does_not_hold_up_the_data(place: Place, deliver: Deliver) -> None:
     rig = deliver()
-    rig.sink._dead_letter_topic = replace(rig.sink._dead_letter_topic, replication_factor=9)
+    wanted = rig.sink._aside._wanted
+    wanted[place.dead] = replace(wanted[place.dead], replication_factor=9)
     rig.start()
     rig.send([trade(place, LARGE), trade(place, b"after")])
     wait_until(lambda: rig.count("kafka_produced") == 1)

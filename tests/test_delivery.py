@@ -767,7 +767,7 @@ class Real:
         """Return those in the topic of dead letters, where they go from their table."""
         if rig.spool.dead_letters():
             return []
-        return [one.value or b"" for one in read_all(self._broker.bootstrap_servers, "binance-dead-letters")]
+        return [one.value or b"" for one in read_all(self._broker.bootstrap_servers, self._topics.dead_letters)]
 
     def end(self) -> None:
         pass

@@ -288,7 +288,9 @@ def test_the_equation_holds_in_a_thousand_consecutive_readings_under_load(
     assert counts[-1] > counts[0]
     gauges = [scraped[f"binance_ingestion_{name}"] for name in TERMS if name in GAUGES]
     counters = [scraped[f"binance_ingestion_{name}_total"] for name in TERMS if name in COUNTERS]
-    came = [scraped[f"binance_ingestion_messages_{name}_total"] for name in ("received", "recovered", "backfilled")]
+    came = [
+        scraped[f"binance_ingestion_messages_{name}_total"] for name in ("received", "recovered", "backfilled")
+    ]
     assert sum(came) == sum(gauges) + sum(counters)
 
 

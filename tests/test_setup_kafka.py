@@ -40,12 +40,20 @@ class Names(NamedTuple):
     trades: str
     depth: str
     dead_letters: str
+    gaps: str
+    checkpoints: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Name the topics to the process."""
+        kinds = ("RAW_EVENTS", "TRADES", "DEPTH", "DEAD_LETTERS", "GAPS", "CHECKPOINTS")
+        return {f"KAFKA_TOPIC_{kind}": name for kind, name in zip(kinds, self, strict=True)}
 
 
 @pytest.fixture
 def names() -> Names:
     unique = uuid.uuid4().hex[:12]
-    return Names(f"raw-{unique}", f"trades-{unique}", f"depth-{unique}", f"dead-{unique}")
+    return Names(*(f"{kind}-{unique}" for kind in ("raw", "trades", "depth", "dead", "gaps", "checkpoints")))
 
 
 @pytest.fixture
@@ -60,10 +68,7 @@ def environment(bootstrap_servers: str, names: Names, **more: str) -> dict[str, 
     return {
         **inherited,
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
-        "KAFKA_TOPIC_RAW_EVENTS": names.raw,
-        "KAFKA_TOPIC_TRADES": names.trades,
-        "KAFKA_TOPIC_DEPTH": names.depth,
-        "KAFKA_TOPIC_DEAD_LETTERS": names.dead_letters,
+        **names.environment,
         **more,
     }
 
@@ -94,10 +99,10 @@ def partitions(admin: KafkaAdminClient, topic: str) -> int:
     return len(found["partitions"])
 
 
-def configs(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
+def configs(admin: KafkaAdminClient, topic: str, *names: str) -> dict[str, Any]:
     resource = ConfigResource(ConfigResourceType.TOPIC, topic)
     described = admin.describe_configs([resource], config_filter="all")["topic"][topic]
-    return {name: described[name]["value"] for name in ("retention.ms", "cleanup.policy", "compression.type")}
+    return {name: described[name]["value"] for name in names}
 
 
 def test_it_creates_the_topics_and_finds_them_as_wanted_the_next_time(
@@ -107,16 +112,36 @@ def test_it_creates_the_topics_and_finds_them_as_wanted_the_next_time(
     first = run(settings)
     assert (first.exit_code, first.err) == (0, "")
     assert f"{names.trades}: created (3 partitions, 1 replica, kept for 30 days)" in first.out
-    for topic, days in zip(names, (7, 30, 7, 30), strict=True):
-        assert partitions(admin, topic) == 3
-        assert configs(admin, topic) == {
+    for topic, days in zip(names[:5], (7, 30, 7, 30, 365), strict=True):
+        assert partitions(admin, topic) == (1 if topic == names.gaps else 3)
+        assert configs(admin, topic, "retention.ms", "cleanup.policy", "compression.type") == {
             "retention.ms": str(days * DAY_MS),
             "cleanup.policy": "delete",
             "compression.type": "producer",
         }
     again = run(settings)
     assert again.exit_code == 0
-    assert again.out.count("as wanted") == 4
+    assert again.out.count("as wanted") == 6
+
+
+def test_the_checkpoints_are_one_compacted_log_that_stays_small(
+    broker: Broker, names: Names, admin: KafkaAdminClient
+) -> None:
+    made = run(environment(broker.bootstrap_servers, names))
+    assert f"{names.checkpoints}: created (1 partition, 1 replica, the last record of each key kept)" in made.out
+    assert partitions(admin, names.checkpoints) == 1
+    found = configs(admin, names.checkpoints, "cleanup.policy", "segment.ms", "min.cleanable.dirty.ratio")
+    assert found == {"cleanup.policy": "compact", "segment.ms": "600000", "min.cleanable.dirty.ratio": "0.1"}
+
+
+def test_a_ledger_with_several_partitions_is_told_and_no_setting_is_named_that_would_not_help(
+    broker: Broker, names: Names, admin: KafkaAdminClient
+) -> None:
+    admin.create_topics({names.gaps: {"num_partitions": 3, "replication_factor": 1}})
+    ran = run(environment(broker.bootstrap_servers, names), "--fix")
+    assert ran.exit_code == 1
+    assert f"{names.gaps}: differs: partitions is 3, wanted 1: Kafka cannot lower it; delete the topic" in ran.out
+    assert f"{names.gaps}: corrected: retention.ms" in ran.out
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(
@@ -124,7 +149,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
 ) -> None:
     ran = run(environment(broker.bootstrap_servers, names), "--dry-run", "--fix")
     assert ran.exit_code == 1
-    assert ran.out.count("would be created") == 4
+    assert ran.out.count("would be created") == 6
     assert "nothing was changed" in ran.out
     assert not set(names) & set(admin.list_topics())
 
@@ -154,7 +179,7 @@ def test_it_tells_what_differs_and_corrects_it_when_asked(
     assert fixed.exit_code == 0, fixed
     assert fixed.out.count(": corrected: ") == 4
     assert partitions(admin, names.trades) == 3
-    assert configs(admin, names.raw)["cleanup.policy"] == "delete"
+    assert configs(admin, names.raw, "cleanup.policy")["cleanup.policy"] == "delete"
     assert run(settings).exit_code == 0
 
 
@@ -173,7 +198,7 @@ def test_a_topic_that_the_broker_refuses_is_named_with_the_reason(broker: Broker
     ran = run(environment(broker.bootstrap_servers, names, KAFKA_REPLICATION_FACTOR="3"))
     assert ran.exit_code == 1
     assert f"setup_kafka: {names.depth}: " in ran.err
-    assert ran.err.count("InvalidReplicationFactorError") == 4
+    assert ran.err.count("InvalidReplicationFactorError") == 6
 
 
 def test_several_at_once_do_no_harm(broker: Broker, names: Names, admin: KafkaAdminClient) -> None:
@@ -181,8 +206,8 @@ def test_several_at_once_do_no_harm(broker: Broker, names: Names, admin: KafkaAd
     together = [start(settings, "--fix") for _ in range(3)]
     ran = [process.communicate(timeout=LIMIT) for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], ran
-    assert sum(out.count(": created (") for out, _ in ran) == 4
-    assert [partitions(admin, name) for name in names] == [3, 3, 3, 3]
+    assert sum(out.count(": created (") for out, _ in ran) == 6
+    assert [partitions(admin, name) for name in names] == [3, 3, 3, 3, 1, 1]
 
 
 def test_it_waits_for_a_broker_that_comes_later(own_broker_factory: Callable[[], Broker], names: Names) -> None:
@@ -196,7 +221,7 @@ def test_it_waits_for_a_broker_that_comes_later(own_broker_factory: Callable[[],
         finally:
             process.kill()
     assert (process.returncode, err) == (0, "")
-    assert out.count(": created (") == 4
+    assert out.count(": created (") == 6
 
 
 def test_no_broker_is_one_clear_line(names: Names) -> None:
@@ -226,7 +251,9 @@ def test_a_wrong_command_line_is_refused(wait: str) -> None:
 
 
 def test_topics_of_one_name_become_one_that_is_kept_longest() -> None:
-    one, two, three = wanted_topics(KafkaConfig(topic_raw_events="all", topic_trades="all", topic_depth="depth"))
+    one, two, three, *_ = wanted_topics(
+        KafkaConfig(topic_raw_events="all", topic_trades="all", topic_depth="depth")
+    )
     assert (one.name, one.configs["retention.ms"]) == ("all", str(30 * DAY_MS))
     assert two.name == "depth"
     assert (three.name, three.configs["retention.ms"]) == ("binance-dead-letters", str(30 * DAY_MS))
@@ -238,6 +265,8 @@ def test_the_service_can_create_what_is_missing(names: Names, admin: KafkaAdminC
         topic_trades=names.trades,
         topic_depth=names.depth,
         topic_dead_letters=names.dead_letters,
+        topic_gaps=names.gaps,
+        topic_checkpoints=names.checkpoints,
     )
     wanted = wanted_topics(config)
     assert create_topics(admin, missing_topics(admin, wanted)) == list(wanted)
@@ -247,6 +276,6 @@ def test_the_service_can_create_what_is_missing(names: Names, admin: KafkaAdminC
 
 def test_a_refused_topic_is_an_error_that_names_it(names: Names, admin: KafkaAdminClient) -> None:
     config = KafkaConfig(topic_raw_events=names.raw, topic_trades=names.raw, topic_depth=names.raw)
-    wanted, _ = wanted_topics(config.model_copy(update={"replication_factor": 9}))
+    wanted, *_ = wanted_topics(config.model_copy(update={"replication_factor": 9}))
     with pytest.raises(TopicError, match=f"{names.raw}: .*InvalidReplicationFactorError"):
         create_topics(admin, [wanted])
