@@ -32,12 +32,22 @@ COUNTERS = {
     "producer_break_offs": "producers replaced because a record was lost",
     "mirror_produced": "copies to the raw topic acknowledged by Kafka",
     "mirror_failed": "copies to the raw topic that Kafka did not take",
+    "gaps_opened": "times that ids were found missing from a stream",
+    "gaps_filled": "gaps that were filled",
+    "gaps_unfillable": "times that missing ids were given up, depth aside",
+    "depth_gaps": "gaps in depth, each followed by a snapshot of the order book",
+    "ids_missing": "ids of trades and aggregate trades that were given up",
+    "order_given_up": "gaps that live events of the symbol did not wait for",
+    "ledger_records": "records of the gap ledger acknowledged by Kafka",
+    "ledger_records_lost": "records of the gap ledger that found no place",
 }
 GAUGES = {
     "messages_buffered": "events in the buffer",
     "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
     "connected": "1 when every connection to the exchange is open",
+    "gaps_open": "gaps that are neither filled nor given up",
+    "ledger_backlog": "records of the gap ledger that are not in Kafka yet",
 }
 REASONS = {
     "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object"),
