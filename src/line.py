@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from src.binance_client import GOODBYE_SECONDS, BinanceConnection
-from src.rotation import Overlap, bound_of, due
+from src.rotation import AGE, SHUTDOWN, WINDOW, Overlap, bound_of, due
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from src.events import Decoded, EventDecoder
     from src.telemetry import Telemetry
 
-SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "silence"
-
 
 class Ledger(Protocol):
-    """Who writes down what becomes of the connections; no method waits."""
+    """Who writes down what becomes of the connections, by their sources; no method waits."""
 
     def connection_opened(self, connection: int, streams: int) -> None: ...  # noqa: D102
     def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None: ...  # noqa: D102
     def connection_rotated(self, old: int, new: int, cause: str) -> None: ...  # noqa: D102
-    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None: ...  # noqa: D102
 
 
 class Parts(NamedTuple):
@@ -206,7 +203,7 @@ class Line:
         for slot in self._slots:
             cause = self._cause_to_rotate(slot, now, second_of_day, may_rotate=may_rotate)
             if cause and self._begin(slot, cause, now):
-                return cause == AGE
+                return cause in {AGE, WINDOW}
         return False
 
     def _cause_to_rotate(self, slot: Slot, now: float, second_of_day: float, *, may_rotate: bool) -> str | None:
@@ -219,8 +216,9 @@ class Line:
         if wish := self._wishes.get(slot.number):
             return wish
         settings = self._settings
-        old = due(now - opened_at, settings.rotate_after_seconds, settings.window, second_of_day)
-        return AGE if old and may_rotate else None
+        if not may_rotate:
+            return None
+        return due(now - opened_at, settings.rotate_after_seconds, settings.window, second_of_day)
 
     def _begin(self, slot: Slot, cause: str, now: float) -> bool:
         other = self._slots[1 - slot.number]

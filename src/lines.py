@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from config.streams import stream_symbol
 from src.binance_client import MAX_STREAMS
-from src.line import SILENCE, Line
+from src.line import Line
+from src.rotation import SILENCE
 from src.silence import Silence
 from src.worker import Worker
 

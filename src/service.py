@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,12 @@ from src.deadline import Deadline
 from src.delivery import Delivery
 from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
+from src.ledger import Hours, Ledger
 from src.line import Parts, Slot
 from src.lines import Lines
 from src.listing import Listing
 from src.logger import configure_logging, get_logger
+from src.outbox import Outbox
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
 from src.telemetry import Telemetry
@@ -50,37 +53,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from src.worker import Worker
-
-
-class _NoLedger:
-    """Writes nothing down."""
-
-    def connection_opened(self, connection: int, streams: int) -> None:
-        """Do nothing."""
-
-    def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None:
-        """Do nothing."""
-
-    def connection_rotated(self, old: int, new: int, cause: str) -> None:
-        """Do nothing."""
-
-    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
-        """Do nothing."""
-
-    def gap_opened(self, gap: object) -> None:
-        """Do nothing."""
-
-    def gap_filled(self, gap: object, count: int) -> None:
-        """Do nothing."""
-
-    def gap_unfillable(self, gap: object, missing: object, reason: str) -> None:
-        """Do nothing."""
-
-    def order_given_up(self, gap: object, reason: str) -> None:
-        """Do nothing."""
-
-    def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
-        """Do nothing."""
 
 
 class Service:
@@ -102,10 +74,15 @@ class Service:
             settings.binance.rest_base_url, WeightBudget(settings.backfill.weight_per_minute), self._telemetry
         )
         backfill = Backfill(settings.backfill, rest, topics, self._telemetry, self._worker_ended)
+        outbox = Outbox(
+            settings.spool.path, settings.kafka.topic_gaps, self._sink, self._telemetry, self._worker_ended
+        )
+        self._ledger = Ledger(outbox.post, self._telemetry)
+        self._telemetry.tell_dropped = self._ledger.dropped
         continuity = Continuity(
             buffer,
             backfill,
-            _NoLedger(),
+            self._ledger,
             self._telemetry,
             settings.backfill,
             topics,
@@ -118,11 +95,18 @@ class Service:
             backfill,
             buffer,
             Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
+            Hours(self._ledger, continuity.tallies, time.time_ns() // 1_000_000),
+            outbox,
             self._telemetry,
             self._worker_ended,
         )
         self._listing = Listing(
-            settings.binance, rest.listed, self._read_streams, spool.folder, self._telemetry, self._worker_ended
+            settings.binance,
+            rest.listed,
+            self._read_streams,
+            settings.spool.path,
+            self._telemetry,
+            self._worker_ended,
         )
         self._endpoints = self._open_endpoints()
 
@@ -174,6 +158,7 @@ class Service:
         added, removed = self._pipeline.lines.change(streams)
         if added or removed:
             self._telemetry.streams_changed(added, removed)
+            self._ledger.streams_changed(added, removed)
 
     def _stop(self, cause: str) -> int:
         self._stopping = True
@@ -216,7 +201,7 @@ class Service:
             settings.connection,
             EventDecoder(topic_names(settings.kafka)),
             self._telemetry,
-            _NoLedger(),
+            self._ledger,
             read,
             self._worker_ended,
         )

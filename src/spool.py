@@ -77,8 +77,7 @@ class Spool:
 
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
-        self.folder: Path = config.path
-        """Where it lives; this process has it to itself."""
+        self._folder: Path = config.path
         self._lock = threading.Lock()  # guards the connection, the counts, the cache of routes and _evicted
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
@@ -86,7 +85,7 @@ class Spool:
         """By topic: between these numbers nothing of it is left that `evict` has not taken."""
         self.damaged: Path | None = None
         self._refused_at = float("-inf")
-        self._claim = _claimed(self.folder)
+        self._claim = _claimed(self._folder)
         try:
             self._database = self._opened()
             self.count, self.bytes, self.last_seq = self._database.execute(
@@ -95,7 +94,7 @@ class Spool:
             ).fetchone()
         except sqlite3.Error as error:
             os.close(self._claim)
-            raise SpoolUnusable(f"{self.folder / FILE}: {error}") from error
+            raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
 
     # Events
 
@@ -241,13 +240,13 @@ class Spool:
     # The file
 
     def _opened(self) -> sqlite3.Connection:
-        path = self.folder / FILE
+        path = self._folder / FILE
         try:
             return self._connected(path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # the disk, not the contents
                 raise
-        self.damaged = _set_aside(path)
+        self.damaged = set_aside(path)
         return self._connected(path)
 
     def _connected(self, path: Path) -> sqlite3.Connection:
@@ -256,7 +255,7 @@ class Spool:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute(f"PRAGMA synchronous = {self._config.fsync}")
             database.executescript(_SCHEMA)
-            _check(database)
+            check(database)
         except BaseException:
             database.close()
             raise
@@ -297,7 +296,7 @@ class Spool:
         if now - self._free_checked_at < _FREE_CHECK_SECONDS:
             return
         with _translated():
-            free = shutil.disk_usage(self.folder).free
+            free = shutil.disk_usage(self._folder).free
         if free < self._config.min_free_bytes:
             raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
         self._free_checked_at = now
@@ -313,7 +312,8 @@ class Spool:
         return Event(route, value, timestamp_ms, seq)
 
 
-def _check(database: sqlite3.Connection) -> None:
+def check(database: sqlite3.Connection) -> None:
+    """Raise `sqlite3.DatabaseError` when the file is damaged."""
     ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
@@ -362,7 +362,7 @@ def _claimed(folder: Path) -> int:
             return descriptor
 
 
-def _set_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Rename a damaged file and what belongs to it; return the new name."""
     name = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     aside = next(new for number in itertools.count(1) if not (new := path.with_name(f"{name}-{number}")).exists())
