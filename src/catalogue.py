@@ -12,6 +12,9 @@ COUNTERS = {
     "messages_processed": "events handed to the producer",
     "messages_skipped": "frames or array elements that are no event",
     "messages_dropped": "events lost because the disk did not take them",
+    "messages_duplicate": "events that had been there, by their ids, and were left out",
+    "messages_backfilled": "events fetched over REST that the streams had left out, and snapshots of order books",
+    "messages_saved_by_standby": "events that only one of two connections for the same streams brought",
     "messages_dead_lettered": "events that Kafka will never take, set aside with the reason",
     "messages_recovered": "events that an earlier run had left on disk",
     "possible_duplicates": "events sent again because the answer to the first sending was lost",
@@ -27,6 +30,8 @@ COUNTERS = {
     "goodbyes_unanswered": "connections whose end the exchange did not confirm; what it still sent may be lost",
     "streams_unconfirmed": "streams whose SUBSCRIBE got no answer in time",
     "streams_refused": "streams whose SUBSCRIBE the exchange refused",
+    "streams_fallen_silent": "streams that brought nothing far beyond their own usual pace",
+    "rotations": "connections replaced without a gap before the exchange ended them",
     "exchange_errors": "error frames of the exchange",
     "kafka_connection_failures": "tries to reach Kafka or to create its topics that failed",
     "producer_break_offs": "producers replaced because a record was lost",
@@ -40,32 +45,42 @@ COUNTERS = {
     "order_given_up": "gaps that live events of the symbol did not wait for",
     "ledger_records": "records of the gap ledger acknowledged by Kafka",
     "ledger_records_lost": "records of the gap ledger that found no place",
+    "rest_requests": "requests to the exchange's REST interface",
+    "rest_failures": "REST requests that brought nothing usable",
+    "snapshots_taken": "order book snapshots that went into the depth topic",
 }
 GAUGES = {
-    "messages_buffered": "events in the buffer",
+    "messages_buffered": "events in the buffer, or waiting behind a gap that is being filled",
     "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
-    "connected": "1 when every connection to the exchange is open",
-    "gaps_open": "gaps that are neither filled nor given up",
     "ledger_backlog": "records of the gap ledger that are not in Kafka yet",
+    "gaps_open": "gaps that are being filled over REST",
+    "rest_weight_used": "request weight of this minute by all behind our IP, as the exchange last told it",
+    "connected": "1 when every stream is subscribed to on an open connection",
 }
 REASONS = {
-    "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object"),
+    "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object", "misnumbered"),
     "messages_dropped": ("spool_full", "spool_failed", "stage_failed", "read_after_shutdown"),
     "kafka_failed": (),
     "connection_failures": ("closed", "silent", "not_opened", "timeout", "other"),
+    "rest_failures": ("unreachable", "refused", "limited", "malformed"),
 }
 """Counters that are also kept by reason, with the reasons known: `/metrics` shows these from the start, at 0,
 since Prometheus takes no notice of a series that begins with its first loss."""
+ENDPOINTS = ("aggTrades", "historicalTrades", "klines", "depth", "exchangeInfo", "time")
+"""Of the REST interface; `rest_requests` is also kept by endpoint."""
 STATE = {
     "ready": "1 when /ready answers 200",
     "kafka_connected": "1 when records can flow to Kafka",
     "spooling": "1 while events go to Kafka by way of the disk",
     "connections": "connections to the exchange that there should be",
+    "connection_age_seconds": "seconds since the oldest open connection was opened",
     "connections_open": "connections to the exchange that are open",
     "connection_failures_in_a_row": "failed attempts since the last frame, of the connection that has most",
     "streams": "streams that are subscribed to",
+    "streams_silent": "streams that bring nothing far beyond their own usual pace",
     "kafka_stalled_seconds": "how long Kafka has acknowledged nothing although something is in flight",
+    "messages_held": "events that wait behind a gap; among the buffered ones",
     "buffer_capacity": "events that the buffer holds at most",
     "in_flight_records_limit": "bound on events that are not acknowledged",
     "in_flight_bytes": "bytes of the record values that are not acknowledged",
@@ -85,6 +100,7 @@ LABELLED = {
     "symbol_events": "events read from the exchange, by symbol",
     "symbol_last_event_timestamp_seconds": "event time of the symbol's last event, seconds since the epoch",
     "symbol_price": "last price that an event of the symbol named",
+    "rest_requests_by_endpoint": "requests to the exchange's REST interface, by endpoint",
     "messages_dropped_by_symbol": "events lost because the disk did not take them, by symbol",
     "latency_seconds": "; ".join(f"{leg}: {meaning}" for leg, meaning in LEGS.items()),
 }
