@@ -78,6 +78,8 @@ STATE = {
     "connections_open": "connections to the exchange that are open",
     "connection_failures_in_a_row": "failed attempts since the last frame, of the connection that has most",
     "streams": "streams that are subscribed to",
+    "symbols_unknown": "symbols in the settings that the exchange does not list",
+    "symbols_not_trading": "symbols in the settings that are not traded now",
     "streams_silent": "streams that bring nothing far beyond their own usual pace",
     "kafka_stalled_seconds": "how long Kafka has acknowledged nothing although something is in flight",
     "messages_held": "events that wait behind a gap; among the buffered ones",

@@ -422,6 +422,38 @@ class Telemetry:
         """Log which streams are read from here on, and which no more."""
         self._log.info("streams_changed", added=list(added), removed=list(removed))
 
+    def listing_read(self, symbols: int, trading: int) -> None:
+        """Log that the exchange has said what it lists."""
+        self._log.info("listing_read", symbols=symbols, trading=trading)
+
+    def listing_unavailable(self, error: BaseException, *, waiting: bool) -> None:
+        """Log that it has not, once until it does; names are read all the same, `ALL` has to wait."""
+        effect = "streams cannot be chosen yet" if waiting else "symbols are not checked"
+        self._log.warning("listing_unavailable", error=str(error), effect=effect)
+
+    def listing_taken_from_disk(self, symbols: int, age: float) -> None:
+        """Log that the listing of an earlier run stands in for today's."""
+        self._log.warning("listing_taken_from_disk", symbols=symbols, age_seconds=round(age))
+
+    def symbols_checked(self, unknown: dict[str, str | None], not_trading: dict[str, str]) -> None:
+        """Log symbols in the settings that bring nothing, for ever or for now."""
+        for symbol, nearest in unknown.items():
+            self._log.warning("symbol_unknown", symbol=symbol, nearest=nearest)
+        for symbol, status in not_trading.items():
+            self._log.warning("symbol_not_trading", symbol=symbol, status=status)
+
+    def settings_reread(self, needs_restart: Sequence[str]) -> None:
+        """Log that SIGHUP was obeyed, and which changed settings only a restart takes over."""
+        if needs_restart:
+            self._log.warning("settings_reread", needs_restart=list(needs_restart))
+        else:
+            self._log.info("settings_reread")
+
+    def settings_refused(self, faults: Sequence[str]) -> None:
+        """Log each fault of settings that were read again; those in use stay."""
+        for fault in faults:
+            self._log.error("settings_refused", fault=fault)
+
     def streams_silent(self, connection: int, streams: Sequence[str], remedy: str) -> None:
         """Log streams that bring nothing although they used to, and what is done about it."""
         self._count("streams_fallen_silent", len(streams) if remedy == "resubscribe" else 0)
