@@ -8,6 +8,7 @@ lines --chunks--> decoder --events--> continuity --> buffer --batches--> deliver
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from src.binance_client import GOODBYE_SECONDS
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
     from src.buffer import Buffer
     from src.continuity import Continuity
     from src.delivery import Delivery
+    from src.ledger import Hours
     from src.line import Slot
     from src.lines import Lines
+    from src.outbox import Outbox
     from src.telemetry import Telemetry
+
+_OUTBOX_SECONDS = 2.0
+"""At the stop, for the last records of the ledger; what is not sent by then is on disk."""
 
 
 class Pipeline:
@@ -41,6 +47,8 @@ class Pipeline:
         backfill: Backfill,
         buffer: Buffer,
         delivery: Delivery,
+        hours: Hours,
+        outbox: Outbox,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
     ) -> None:
@@ -48,14 +56,17 @@ class Pipeline:
         self._backfill = backfill
         self._buffer = buffer
         self._delivery = delivery
+        self._hours = hours
+        self._outbox = outbox
         self._telemetry = telemetry
         self.lines = open_lines(self._ingest)
-        self._keeper = Keeper(self.lines, continuity, on_exit)
+        self._keeper = Keeper(self.lines, self, on_exit)
         self._publisher = Worker("kafka-publisher", self._publish, on_exit)
 
     def start(self) -> None:
         """Start from the end of the flow backwards."""
         self._delivery.start()
+        self._outbox.start()
         self._publisher.start()
         self._backfill.start()
         self.lines.start()
@@ -68,8 +79,11 @@ class Pipeline:
         self.lines.join(Deadline(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0)))
         self._backfill.finish(deadline)
         self._continuity.close()
+        self._hours.finish()
         self._buffer.close()
         self._publisher.join(deadline.remaining())
+        self._delivery.finish(deadline)
+        self._outbox.close(Deadline(deadline.remaining(at_most=_OUTBOX_SECONDS)))
         self._delivery.close(deadline)
         self._telemetry.left_behind()
 
@@ -84,8 +98,17 @@ class Pipeline:
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        workers = (self._delivery, self._backfill, self.lines, self._keeper, self._publisher)
+        workers = (self._delivery, self._outbox, self._backfill, self.lines, self._keeper, self._publisher)
         return all(worker.alive for worker in workers)
+
+    def traffic(self) -> dict[str, int]:
+        """Return the events received so far, by stream."""
+        return self._continuity.traffic()
+
+    def tick(self) -> None:
+        """Do what is due by the clock; called about five times a second."""
+        self._continuity.tick()
+        self._hours.tick(time.time_ns() // 1_000_000)
 
     def _ingest(self, slot: Slot) -> None:
         for chunk in slot.chunks():
