@@ -145,8 +145,8 @@ class ConnectionReport:
     instance: str
     connection: int
     opened: int = 0
-    closed: Counter[tuple[int | None, str]] = field(default_factory=Counter)
-    """By code and reason."""
+    closed: Counter[tuple[int | None, str, str]] = field(default_factory=Counter)
+    """By code, cause and reason."""
     seconds: list[float] = field(default_factory=list)
     rotated: Counter[str] = field(default_factory=Counter)
 
@@ -263,12 +263,12 @@ class CompletenessReport:
 
     def _connection_closed(self, told: Told) -> None:
         connection = self._connection(told)
-        connection.closed[told["code"], told["reason"]] += 1
+        connection.closed[told["code"], told["cause"], told["reason"]] += 1
         if told["seconds"] is not None:
             connection.seconds.append(told["seconds"])
 
     def _connection_rotated(self, told: Told) -> None:
-        self._connection(told).rotated[told["cause"]] += 1
+        self._connection(told | {"connection": told["from"]}).rotated[told["cause"]] += 1
 
     def _connection(self, told: Told) -> ConnectionReport:
         key = (told["instance"], told["connection"])

@@ -126,8 +126,8 @@ def _connection_as_json(connection: ConnectionReport) -> dict[str, Any]:
         "connection": connection.connection,
         "opened": connection.opened,
         "closed": [
-            {"code": code, "reason": reason, "times": times}
-            for (code, reason), times in connection.closed.most_common()
+            {"code": code, "cause": cause, "reason": reason, "times": times}
+            for (code, cause, reason), times in connection.closed.most_common()
         ],
         "rotated": dict(connection.rotated),
         "seconds": {
@@ -183,7 +183,8 @@ def _connection_table(connections: list[dict[str, Any]]) -> Table:
     table = _table("connection", "opened", "longest s", "median s", "rotated", "closed by")
     for told in connections:
         closed = [
-            f"{each['times']}x {each['code'] or '-'} {clean(each['reason'])}".strip() for each in told["closed"]
+            f"{each['times']}x {each['code'] or each['cause']} {clean(each['reason'])}".strip()
+            for each in told["closed"]
         ]
         rotated = ", ".join(f"{times}x {cause}" for cause, times in told["rotated"].items())
         seconds = told["seconds"]

@@ -16,7 +16,7 @@ import msgspec
 
 from src.events import PIPELINE_VERSION
 from src.flow import iso
-from src.holes import joined
+from src.holes import joined, without
 from src.outbox import Note
 
 if TYPE_CHECKING:
@@ -73,29 +73,41 @@ class Ledger:
         )  # guards the two below, and that records are posted in the order of their ids
         self._open: dict[str, list[Interval]] = {}
         """What is still missing of each gap, by the gap's id."""
-        self._connected_at: dict[tuple[int, int], float] = {}
+        self._connected_at: dict[int, float] = {}
 
     # Gaps
 
     def gap_opened(self, gap: Gap) -> None:
         """Write that ids are missing."""
         with self._lock:
+            self._open[gap.id] = [(gap.first, gap.last)]
             self._write("opened", gap.symbol, **_of(gap))
-        self._telemetry.gap_opened(gap)
+            gaps_open = len(self._open)
+        self._telemetry.gap_opened(gap, gaps_open)
 
     def gap_filled(self, gap: Gap, count: int) -> None:
         """Write that a gap waits for nothing any more: `count` events came for it, the rest was given up."""
         with self._lock:
+            self._open.pop(gap.id, None)
             self._write("filled", gap.symbol, **_of(gap), events=count, seconds=_seconds_since(gap.opened_ms))
-        self._telemetry.gap_filled(gap, count)
+            gaps_open = len(self._open)
+        self._telemetry.gap_filled(gap, count, gaps_open)
 
     def gap_unfillable(self, gap: Gap, missing: Sequence[Interval], reason: str) -> None:
         """Write that these ids of a gap will not come; `reason` is a short_snake_word."""
         with self._lock:
+            left = self._open.get(gap.id, [])
+            for first, last in missing:
+                left = without(left, first, last)
+            if left:
+                self._open[gap.id] = left
+            else:
+                self._open.pop(gap.id, None)
             for some in _batched(missing):
                 self._write("unfillable", gap.symbol, **_of(gap), missing=some, reason=reason)
+            gaps_open = len(self._open)
         ids = 0 if gap.event_type == _BAR else sum(last - first + 1 for first, last in missing)
-        self._telemetry.gap_unfillable(gap, ids, reason)
+        self._telemetry.gap_unfillable(gap, ids, reason, gaps_open)
 
     def order_given_up(self, gap: Gap, reason: str) -> None:
         """Write that live events of the symbol pass before what is missing."""
@@ -151,27 +163,34 @@ class Ledger:
 
     # Connections
 
-    def connection_opened(self, number: int, slot: int, streams: int) -> None:
-        """Write that a connection was opened for so many streams: that of a line, in the first or second slot."""
+    def connection_opened(self, connection: int, streams: int) -> None:
+        """Write that a connection was opened, for so many streams."""
         with self._lock:
-            self._connected_at[number, slot] = time.monotonic()
-            self._write("connection_opened", _key(number), connection=number, slot=slot, streams=streams)
+            self._connected_at[connection] = time.monotonic()
+            self._write("connection_opened", _key(connection), connection=connection, streams=streams)
 
-    def connection_closed(self, number: int, slot: int, code: int | None, reason: str) -> None:
-        """Write that a connection ended, or could not be opened.
+    def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None:
+        """Write that a connection ended or could not be opened.
 
-        `code` is that of the close frame, None without one; `reason` what the exchange or the network said.
+        `code` is that of the close frame, None without one; `reason` what the other side or the network said;
+        `cause` ours, a short_snake_word.
         """
         with self._lock:
-            opened_at = self._connected_at.pop((number, slot), None)
-            told = {"connection": number, "slot": slot, "code": code, "reason": reason[:_LONGEST_TEXT]}
-            seconds = None if opened_at is None else round(time.monotonic() - opened_at, 3)
-            self._write("connection_closed", _key(number), **told, seconds=seconds)
+            opened_at = self._connected_at.pop(connection, None)
+            self._write(
+                "connection_closed",
+                _key(connection),
+                connection=connection,
+                code=code,
+                reason=reason[:_LONGEST_TEXT],
+                cause=cause,
+                seconds=None if opened_at is None else round(time.monotonic() - opened_at, 3),
+            )
 
-    def connection_rotated(self, number: int, cause: str) -> None:
-        """Write that a connection was replaced by another without a gap; `cause` is a short_snake_word."""
+    def connection_rotated(self, old: int, new: int, cause: str) -> None:
+        """Write that a connection took another's place without a gap; `cause` is a short_snake_word."""
         with self._lock:
-            self._write("connection_rotated", _key(number), connection=number, cause=cause)
+            self._write("connection_rotated", _key(old), **{"from": old, "to": new, "cause": cause})
 
     def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
         """Write which streams were added and removed at run time."""

@@ -229,22 +229,22 @@ class Telemetry:
 
     # The gap ledger
 
-    def gap_opened(self, gap: Gap) -> None:
+    def gap_opened(self, gap: Gap, gaps_open: int) -> None:
         """Count ids that are missing from a stream."""
-        self._count("gaps_opened")
+        self._count_gap("gaps_opened", gaps_open)
         self._warn("gap_opened", gap.cause, stream=gap.stream, first=gap.first, last=gap.last)
 
-    def gap_filled(self, gap: Gap, events: int) -> None:
+    def gap_filled(self, gap: Gap, events: int, gaps_open: int) -> None:
         """Count a gap that waits for nothing any more."""
-        self._count("gaps_filled")
+        self._count_gap("gaps_filled", gaps_open)
         if (counted := self._repeats.add(("gap_filled", ""), 1)) is not None:
             told = {"stream": gap.stream, "first": gap.first, "last": gap.last, "events": events}
             self._log.info("gap_filled", count=counted, **told)
 
-    def gap_unfillable(self, gap: Gap, ids: int, reason: str) -> None:
+    def gap_unfillable(self, gap: Gap, ids: int, reason: str, gaps_open: int) -> None:
         """Count ids that will not come; `ids` is 0 for bars, whose gaps are stretches of time."""
         depth = gap.event_type == "depth_update"  # a snapshot makes up for it
-        self._count("depth_gaps" if depth else "gaps_unfillable")
+        self._count_gap("depth_gaps" if depth else "gaps_unfillable", gaps_open)
         self._count("ids_missing", 0 if depth else ids)
         say = self._warn if depth else self._error
         say("gap_unfillable", reason, stream=gap.stream, first=gap.first, last=gap.last, ids=ids)
@@ -279,6 +279,11 @@ class Telemetry:
     def ledger_damaged(self, path: str) -> None:
         """Log that the ledger's file was found damaged and set aside."""
         self._log.error("ledger_damaged", set_aside_as=path)
+
+    def _count_gap(self, name: str, gaps_open: int) -> None:
+        with self._lock:
+            self._counts[name] += 1
+            self._counts["gaps_open"] = gaps_open
 
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""

@@ -212,13 +212,13 @@ def test_an_empty_ledger_is_not_taken_for_completeness(book: Book) -> None:
 
 def test_connections_are_told_with_their_ends_and_lifetimes(book: Book) -> None:
     for code in (1008, 1008, None):
-        book.ledger.connection_opened(0, 0, 20)
-        book.ledger.connection_closed(0, 0, code, "disconnected" if code else "timed out")
-    book.ledger.connection_rotated(0, "age")
+        book.ledger.connection_opened(0, 20)
+        book.ledger.connection_closed(0, code, "bye" if code else "timed out", "closed" if code else "lost")
+    book.ledger.connection_rotated(0, 1, "age")
     (told,) = book.told()["connections"]
     assert told["closed"] == [
-        {"code": 1008, "reason": "disconnected", "times": 2},
-        {"code": None, "reason": "timed out", "times": 1},
+        {"code": 1008, "cause": "closed", "reason": "bye", "times": 2},
+        {"code": None, "cause": "lost", "reason": "timed out", "times": 1},
     ]
     assert (told["opened"], told["rotated"]) == (3, {"age": 1})
     assert 0 <= told["seconds"]["shortest"] <= told["seconds"]["longest"] < 5
@@ -230,8 +230,8 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     book.ledger.gap_unfillable(
         gap(151, 160), [(number, number) for number in range(151, 161, 2)] + [(160, 160)], "too_old"
     )
-    book.ledger.connection_opened(0, 0, 20)
-    book.ledger.connection_closed(0, 0, 1008, "\x1b[31mred")
+    book.ledger.connection_opened(0, 20)
+    book.ledger.connection_closed(0, 1008, "\x1b[31mred", "closed")
     console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
     console.print(drawn(book.report))
     console.file.close()

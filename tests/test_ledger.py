@@ -74,10 +74,10 @@ def write_each_kind(ledger: Ledger) -> None:
     ledger.gap_filled(GAP, 6)
     ledger.renumbered("btcusdt@trade", "BTCUSDT", 500, 3)
     ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 77)
-    ledger.connection_opened(0, 0, 4)
-    ledger.connection_closed(0, 0, 1008, "disconnected")
-    ledger.connection_closed(1, 1, None, "NotOpened: refused")
-    ledger.connection_rotated(0, "age")
+    ledger.connection_opened(0, 4)
+    ledger.connection_closed(0, 1008, "disconnected", "closed")
+    ledger.connection_closed(1, None, "", "not_opened")
+    ledger.connection_rotated(0, 2, "age")
     ledger.streams_changed(["ethusdt@trade"], [])
     ledger.hour(Tally(), 1_699_999_200_000)
     ledger.hour(Tally(first=-1, last=-2, received=0, backfilled=0, duplicates=0), 1_699_999_200_000, partial=True)
@@ -116,21 +116,28 @@ def test_records_are_keyed_by_symbol_or_connection_and_numbered(written: Written
     )
 
 
-def test_what_becomes_of_gaps_is_counted_and_depth_apart(written: Written) -> None:
+def test_a_gap_is_counted_as_open_until_it_is_filled_or_all_of_it_is_given_up(written: Written) -> None:
     ledger = written.ledger
-    for gap in (GAP, DEPTH, BARS):
-        ledger.gap_opened(gap)
+    ledger.gap_opened(GAP)
+    ledger.gap_opened(DEPTH)
+    assert (written.count("gaps_opened"), written.count("gaps_open")) == (2, 2)
     ledger.gap_unfillable(DEPTH, [(5, 7)], "no_source")
-    assert (written.count("depth_gaps"), written.count("gaps_unfillable"), written.count("ids_missing")) == (
+    assert (written.count("depth_gaps"), written.count("gaps_unfillable"), written.count("gaps_open")) == (1, 0, 1)
+    ledger.gap_unfillable(GAP, [(10, 12)], "too_old")
+    assert (written.count("gaps_unfillable"), written.count("ids_missing"), written.count("gaps_open")) == (
         1,
-        0,
+        3,
+        1,
+    )
+    ledger.gap_filled(GAP, 7)
+    assert (written.count("gaps_filled"), written.count("gaps_open")) == (1, 0)
+    ledger.gap_opened(BARS)
+    ledger.gap_unfillable(BARS, [(BARS.first, BARS.last)], "too_old")
+    assert (written.count("gaps_unfillable"), written.count("ids_missing"), written.count("gaps_open")) == (
+        2,
+        3,
         0,
     )
-    ledger.gap_unfillable(GAP, [(10, 12)], "too_old")
-    ledger.gap_filled(GAP, 7)
-    ledger.gap_unfillable(BARS, [(BARS.first, BARS.last)], "too_old")
-    assert (written.count("gaps_unfillable"), written.count("ids_missing")) == (2, 3)
-    assert (written.count("gaps_opened"), written.count("gaps_filled")) == (3, 1)
 
 
 def test_what_is_lost_is_an_error_in_the_log_and_depth_a_warning(written: Written) -> None:
@@ -152,11 +159,11 @@ def test_what_is_lost_is_an_error_in_the_log_and_depth_a_warning(written: Writte
 
 
 def test_a_closed_connection_tells_how_long_it_was_open(written: Written) -> None:
-    written.ledger.connection_opened(0, 0, 4)
-    written.ledger.connection_closed(0, 0, 1008, "x" * 1_000)
+    written.ledger.connection_opened(0, 4)
+    written.ledger.connection_closed(0, 1008, "x" * 1_000, "closed")
     assert 0 <= written.last["seconds"] < 5
     assert len(written.last["reason"]) == 500
-    written.ledger.connection_closed(0, 0, None, "")
+    written.ledger.connection_closed(0, None, "", "not_opened")
     assert written.last["seconds"] is None
 
 
