@@ -153,6 +153,7 @@ class Service:
         added, removed = self._pipeline.lines.change(streams)
         if added or removed:
             self._telemetry.streams_changed(added, removed)
+            self._ledger.streams_changed(added, removed)
 
     def _stop(self, cause: str) -> int:
         self._stopping = True

@@ -33,6 +33,7 @@ class Stage:
         self.telemetry = Telemetry()
         self.requests: list[Gap] = []
         self.snapshots: list[str] = []
+        self.snapshots_taken: list[tuple[str, int]] = []
         self.ledger: list[tuple[Any, ...]] = []
         self._buffer = Buffer(1, 0.001)
         self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
@@ -95,6 +96,10 @@ class Stage:
 
     def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
         self.ledger.append(("renumbered", stream, symbol, expected, got))
+
+    def snapshot_taken(self, stream: str, symbol: str, last_update_id: int) -> None:
+        assert symbol
+        self.snapshots_taken.append((stream, last_update_id))
 
 
 def stream_of(payload: dict[str, Any]) -> str:
@@ -321,6 +326,7 @@ def test_a_snapshot_that_cannot_be_fetched_holds_nothing_up(stage: Stage) -> Non
     assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
     assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 30))
     assert len(stage.passed()) == 1
+    assert stage.snapshots_taken == [("btcusdt@depth@100ms", 30)]
 
 
 def snapshot(stage: Stage, last_update_id: int) -> Event:
