@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 RIGHT = (
     *("messages_skipped", "messages_buffered", "messages_in_flight", "messages_spooled", "kafka_produced"),
-    *("kafka_failed", "messages_dead_lettered", "messages_dropped"),
+    *("kafka_failed", "messages_dead_lettered", "messages_dropped", "messages_already_delivered"),
 )
 
 
