@@ -2,8 +2,8 @@
 
 The topic is compacted and has one partition. A record by stream name holds that stream's position; one record by
 shard holds an offset of each partition of the data topics. What they promise together: every event behind the
-positions lies at or behind these offsets, and everything before them is in Kafka. So the offsets are asked for, the
-positions are taken after that, and they are written once everything up to them is acknowledged, the offsets last.
+positions lies at or behind these offsets, and everything before them is in Kafka. So the offsets are asked for,
+then the positions are taken, and they are written once everything up to them is acknowledged, the offsets last.
 """
 
 from __future__ import annotations

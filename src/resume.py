@@ -1,8 +1,8 @@
 """Going on where Kafka ends: what an earlier run has left in Kafka and on disk, told to `Continuity`.
 
 The checkpoint says where each stream stood and from which offsets on the data topics tell the rest; these tails
-are read to the end, of each record only the ids. Events on disk that a killed run had sent, and that Kafka has, are
-taken off the disk before they are sent again: the same bytes, so the same event.
+are read to the end, of each record only the ids. Events on disk that a killed run had sent, and Kafka has, leave
+the disk before they are sent again: the same bytes, so the same event.
 """
 
 from __future__ import annotations
