@@ -30,6 +30,8 @@ _ENCODING = "utf-8-sig"  # some editors start `.env` with a byte order mark, whi
 _SHOWN = 200  # characters of a wrong value
 
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_WINDOW = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
+_SHORTEST_WINDOW = 600  # seconds
 _ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
@@ -349,6 +351,48 @@ class ConnectionConfig(_Section):
     batch_timeout_seconds: Seconds = 5.0
     timeout_seconds: Seconds = 10.0
     silence_timeout_seconds: Seconds = 30.0
+    stream_silence_timeout_seconds: Seconds = 30.0
+    stream_silence_times: Annotated[float, Field(ge=2, le=10_000, allow_inf_nan=False)] = 20.0
+    rotate_after_seconds: Annotated[float, Field(gt=0, le=86_100, allow_inf_nan=False)] = 82_800.0
+    rotate_window: str | None = None
+    rotate_overlap_seconds: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 60.0
+    standby: bool = False
+
+    @field_validator("rotate_window")
+    @classmethod
+    def _check_rotate_window(cls, window: str | None) -> str | None:
+        if window and not (_WINDOW.fullmatch(window) and _seconds_of_day(window)):
+            raise ValueError("must be two times of the day in UTC at least 10 minutes apart, such as 03:00-04:00")
+        return window
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """When connections are replaced: from and to, in seconds of the day in UTC; None at any time."""
+        return _seconds_of_day(self.rotate_window) if self.rotate_window else None
+
+
+def _seconds_of_day(window: str) -> tuple[int, int] | None:
+    """Read `HH:MM-HH:MM`, which may go over midnight; None when it is shorter than ten minutes."""
+    start, end = (60 * (60 * int(time[:2]) + int(time[3:])) for time in window.split("-"))
+    return (start, end) if (end - start) % 86_400 >= _SHORTEST_WINDOW else None
+
+
+class BackfillConfig(_Section):
+    """How what was missed is fetched over REST, and how long live events wait for it."""
+
+    prefix = "BACKFILL_"
+    model_config = SettingsConfigDict(env_prefix="BACKFILL_")
+
+    enabled: bool = True
+    weight_per_minute: Annotated[int, Field(ge=300, le=6000)] = 3000
+    max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 10.0
+    max_held_events: Annotated[int, Field(ge=0, le=10_000_000)] = 50_000
+    snapshot_levels: Literal[100, 500, 1000, 5000] = 1000
+
+    @field_validator("snapshot_levels", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 class DeliveryConfig(_Section):
@@ -428,6 +472,7 @@ class Settings(_Section):
     binance: BinanceConfig = Field(default_factory=BinanceConfig)
     kafka: KafkaConfig = Field(default_factory=KafkaConfig)
     connection: ConnectionConfig = Field(default_factory=ConnectionConfig)
+    backfill: BackfillConfig = Field(default_factory=BackfillConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
@@ -440,6 +485,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "binance": BinanceConfig,
     "kafka": KafkaConfig,
     "connection": ConnectionConfig,
+    "backfill": BackfillConfig,
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
     "resume": ResumeConfig,
@@ -475,7 +521,7 @@ def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
     prefixes = (
-        *("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_"),
+        *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_"),
         *("CHECKPOINT_", "RESUME_"),
     )
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".

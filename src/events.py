@@ -36,6 +36,7 @@ _EVENT_TYPES = {
     # Payloads without an `e`, under a name of ours; see _untyped().
     "!bookTicker": ("book_ticker", _RAW),
     "!partialDepth": ("partial_depth", _RAW),
+    "!depthSnapshot": ("depth_snapshot", _DEPTH),  # of REST, see src/rest_events.py
     "": ("unknown", _RAW),
 }
 
@@ -60,6 +61,15 @@ def topic_for(event_type: str, topics: Topics) -> str:
     """Return the topic that events of this type go to."""
     kind = next((kind for known, kind in _EVENT_TYPES.values() if known == event_type), _RAW)
     return str(getattr(topics, kind))
+
+
+def event_type_of(stream: str) -> str:
+    """Return the type of the events of a stream of one symbol that the exchange counts, else `unknown`."""
+    kind = stream.partition("@")[2]
+    if kind.startswith("kline_"):
+        return "kline"
+    counted = {"depth": "depthUpdate", "depth@100ms": "depthUpdate"}
+    return _EVENT_TYPES.get(counted.get(kind, kind), ("unknown",))[0]
 
 
 class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -129,6 +139,10 @@ _Ids = tuple[int, int, bool]
 _NO_IDS: _Ids = (NO_ID, NO_ID - 1, True)
 
 
+_RouteName = tuple[str | None, str | None, str | None]
+"""Stream, `e`, symbol."""
+
+
 class _Payload(msgspec.Struct, gc=False):
     e: str | None = None
     E: int | None = None
@@ -174,11 +188,23 @@ _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class EventDecoder:
-    """Turns chunks of frames into events; keeps a cache of routes, so one decoder belongs to one thread."""
+    """Turns chunks of frames into events; keeps a cache of routes, so one decoder belongs to one thread.
 
-    def __init__(self, topics: Topics) -> None:
+    That cache also tells which streams have brought something, at no cost by the event.
+    """
+
+    def __init__(self, topics: Topics, made: dict[_RouteName, Route] | None = None) -> None:
         self._topics = topics
-        self._routes: dict[tuple[str | None, str | None, str | None], Route] = {}
+        self._routes: dict[_RouteName, Route] = {}
+        self._made: dict[_RouteName, Route] = {} if made is None else made
+
+    def renewed(self) -> EventDecoder:
+        """Return a decoder that has seen nothing yet; both give the events of a stream the same route."""
+        return EventDecoder(self._topics, self._made)
+
+    def seen(self) -> set[str]:
+        """Return the streams that have brought an event; from any thread."""
+        return {stream for stream, _, _ in list(self._routes) if stream is not None}
 
     def decode(self, frames: list[bytes], received_ms: int) -> Decoded:
         """Decode the frames of one read from the socket at `received_ms` (ms since the epoch).
@@ -260,12 +286,13 @@ class EventDecoder:
     def _route(self, stream: str | None, name: str, symbol: str | None) -> Route:
         route = self._routes.get((stream, name, symbol))
         if route is None:
-            route = self._new_route(stream, name, symbol)
-            if len(self._routes) >= _ROUTES_KEPT:
-                self._routes.clear()
+            for routes in (self._routes, self._made):
+                if len(routes) >= _ROUTES_KEPT:
+                    routes.clear()
+            route = self._made.get((stream, name, symbol)) or self._new_route(stream, name, symbol)
             # An unknown object may be empty, which the one-pass case does not expect; a shutdown is to be noticed.
             if name and name != _SHUTDOWN:
-                self._routes[stream, name, symbol] = route
+                self._routes[stream, name, symbol] = self._made[stream, name, symbol] = route
         return route
 
     def _new_route(self, stream: str | None, name: str, symbol: str | None) -> Route:
@@ -308,7 +335,15 @@ def _bar_ids(payload: _Payload) -> _Ids:
     return opened, closed, bar.get("x") is True
 
 
+def _only_last(number: Any) -> _Ids:  # noqa: ANN401 - of a payload that may be anything
+    """Of a state that is not counted one by one, return what tells a newer from an older."""
+    return (NO_ID, number, True) if type(number) is int and number >= 0 else _NO_IDS
+
+
 _IDS: dict[str, Callable[[_Payload], _Ids]] = {
+    "!bookTicker": lambda payload: _only_last(payload.u),
+    "!partialDepth": lambda payload: _only_last(payload.last_update_id),
+    "referencePrice": lambda payload: _only_last(payload.t),
     "trade": _trade_ids,
     "aggTrade": _aggregate_ids,
     "depthUpdate": _depth_ids,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from src.catalogue import COUNTERS, GAUGES, LABELLED, PREFIX, REASONS, STATE, TIMES
+from src.catalogue import COUNTERS, ENDPOINTS, GAUGES, LABELLED, PREFIX, REASONS, STATE, TIMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,6 +42,8 @@ class Exposition(Collector):
         for name, reasons in REASONS.items():
             counts = dict.fromkeys(reasons, 0) | status[f"{name}_by_reason"]
             yield _counter(f"{name}_by_reason", COUNTERS[name], ("reason",), _by_name(counts))
+        requests = dict.fromkeys(ENDPOINTS, 0) | status["rest_requests_by_endpoint"]
+        yield _counter("rest_requests_by_endpoint", None, ("endpoint",), _by_name(requests))
         dropped = dict.fromkeys(status["symbols"], 0) | status["messages_dropped_by_symbol"]
         yield _counter("messages_dropped_by_symbol", None, ("symbol",), _by_name(dropped))
         yield _gauge("info", ("version",), [((str(status.get("version", "")),), 1.0)])

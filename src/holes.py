@@ -120,5 +120,11 @@ class Hole:
         """Whether nothing is missing and nothing waits."""
         return not self.missing and not self._waiting
 
+    @property
+    def first(self) -> int:
+        """The first id that is missing or waits."""
+        waiting = [self._waiting[0][0]] if self._waiting else []
+        return min([interval[0] for interval in self.missing[:1]] + waiting)
+
     def __len__(self) -> int:
         return len(self._waiting)

@@ -13,7 +13,7 @@ from src.logger import get_logger
 from src.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from src.events import Decoded, Event
 
@@ -28,8 +28,8 @@ _CONNECTION_REASONS = {
 class Telemetry:
     """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
 
-    received + recovered = skipped + buffered + in flight + spooled + produced + failed + dead-lettered + dropped
-    + already delivered, in events after array splitting.
+    received + recovered + backfilled = skipped + duplicate + buffered + in flight + spooled + produced + failed
+    + dead-lettered + dropped + already delivered, in events after array splitting.
     """
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
@@ -39,8 +39,9 @@ class Telemetry:
         self._counts: Counter[str] = Counter()
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
         self._dropped_by_symbol: Counter[str] = Counter()
-        self._connections = connections
-        self._open: set[int] = set()
+        self._by_endpoint: Counter[str] = Counter()
+        self._lines = set(range(connections))
+        self._open: set[tuple[int, int]] = set()  # line and slot
         self._last_message_ms: int | None = None
         self._repeats = Repeats(repeat_seconds)
 
@@ -57,18 +58,22 @@ class Telemetry:
 
     @property
     def connected(self) -> bool:
-        """Whether every connection to the exchange is open."""
+        """Whether every stream is read: each line has an open connection, and there is one at all."""
         with self._lock:
-            return len(self._open) == self._connections
+            return self._all_open()
+
+    def _all_open(self) -> bool:
+        return bool(self._lines) and self._lines <= {line for line, _ in self._open}
 
     def _metrics(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {name: self._counts[name] for name in (*COUNTERS, *GAUGES)}
-        metrics["connected"] = len(self._open) == self._connections
+        metrics["connected"] = self._all_open()
         metrics["connections_open"] = len(self._open)
         metrics["last_message_time"] = iso(self._last_message_ms)
         for name in REASONS:
             metrics[f"{name}_by_reason"] = dict(self._by_reason[name])
         metrics["messages_dropped_by_symbol"] = dict(self._dropped_by_symbol)
+        metrics["rest_requests_by_endpoint"] = dict(self._by_endpoint)
         metrics["producer"] = {
             "messages_sent": metrics["kafka_produced"],
             "messages_failed": metrics["kafka_failed"],
@@ -97,6 +102,61 @@ class Telemetry:
             self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
         for error in decoded.unenriched:
             self._warn("enrichment_failed", error)
+
+    def duplicates(self, events: int) -> None:
+        """Count events that were left out because they had been there."""
+        self._move(events, "messages_buffered", "messages_duplicate")
+
+    # What was missed, over REST
+
+    def backfilled(self, events: int) -> None:
+        """Count events that came over REST and were wanted; they are buffered from here on."""
+        with self._lock:
+            self._counts["messages_backfilled"] += events
+            self._counts["messages_buffered"] += events
+
+    def misnumbered(self, events: int) -> None:
+        """Count events whose ids the events behind them gave the lie; they are left out and fetched anew."""
+        self._move(events, "messages_buffered", "messages_skipped")
+        with self._lock:
+            self._by_reason["messages_skipped"]["misnumbered"] += events
+        self._warn("events_misnumbered", "misnumbered", events)
+
+    def saved_by_standby(self, events: int) -> None:
+        """Count events that only one of two connections for the same streams brought."""
+        self._count("messages_saved_by_standby", events)
+
+    def snapshot_delayed(self, stream: str, reason: str) -> None:
+        """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
+        self._warn("snapshot_delayed", reason, stream=stream)
+
+    def fills_open(self, gaps: int) -> None:
+        """Take note of how many gaps are being filled."""
+        with self._lock:
+            self._counts["gaps_open"] = gaps
+
+    def snapshot_taken(self, stream: str, last_update_id: int) -> None:
+        """Count a snapshot of an order book that is on its way to the depth topic."""
+        self._count("snapshots_taken")
+        self._log.info("snapshot_taken", stream=stream, last_update_id=last_update_id)
+
+    def rest_requested(self, endpoint: str) -> None:
+        """Count a request to the exchange's REST interface."""
+        with self._lock:
+            self._counts["rest_requests"] += 1
+            self._by_endpoint[endpoint] += 1
+
+    def rest_weight(self, used: int) -> None:
+        """Take note of the weight that the exchange says was used in this minute."""
+        with self._lock:
+            self._counts["rest_weight_used"] = used
+
+    def rest_failed(self, endpoint: str, reason: str, error: BaseException) -> None:
+        """Count a request that brought nothing usable; what it was for is asked for again."""
+        with self._lock:
+            self._counts["rest_failures"] += 1
+            self._by_reason["rest_failures"][reason] += 1
+        self._warn("rest_failed", reason, endpoint=endpoint, error=str(error))
 
     # Between the buffer and Kafka
 
@@ -259,60 +319,95 @@ class Telemetry:
 
     # The connection to the exchange
 
-    def connection_attempt(self, connection: int, url: str, *, again: bool) -> None:
+    def lines_changed(self, lines: Iterable[int]) -> None:
+        """Take note of which lines there are; each is to have an open connection."""
+        with self._lock:
+            self._lines = set(lines)
+
+    def connection_attempt(self, connection: int, slot: int, url: str, *, again: bool) -> None:
         """Count a try to connect."""
         with self._lock:
             self._counts["connection_attempts"] += 1
             self._counts["reconnect_count"] += again
-        self._log.info("connection_attempted", connection=connection, url=url)
+        self._log.info("connection_attempted", connection=connection, slot=slot, url=url)
 
-    def connection_opened(self, connection: int, streams: int) -> None:
+    def connection_opened(self, connection: int, slot: int, streams: int) -> None:
         """Log a completed handshake; subscribing follows."""
         with self._lock:
-            self._open.add(connection)
-        self._log.info("connection_opened", connection=connection, streams=streams)
+            self._open.add((connection, slot))
+        self._log.info("connection_opened", connection=connection, slot=slot, streams=streams)
 
-    def connection_closed(self, connection: int) -> None:
+    def connection_closed(self, connection: int, slot: int) -> None:
         """Note the end that was asked for."""
         with self._lock:
-            self._open.discard(connection)
-        self._log.info("connection_closed", connection=connection)
+            self._open.discard((connection, slot))
+        self._log.info("connection_closed", connection=connection, slot=slot)
 
     def goodbye_unanswered(self, connection: int, error: BaseException) -> None:
         """Log that the exchange did not answer our close frame; what it still sent may be lost."""
         self._count("goodbyes_unanswered")
         self._log.warning("goodbye_unanswered", connection=connection, error=str(error) or type(error).__name__)
 
-    def connection_failed(self, connection: int, error: BaseException, failures: int) -> None:
+    def connection_failed(self, connection: int, slot: int, error: BaseException, failures: int) -> None:
         """Count a connection that could not be opened or was lost; `failures` in a row so far."""
         reason = _CONNECTION_REASONS.get(type(error).__name__, "other")
         with self._lock:
-            was_open = connection in self._open
-            self._open.discard(connection)
+            was_open = (connection, slot) in self._open
+            self._open.discard((connection, slot))
             self._counts["connection_failures"] += 1
             self._by_reason["connection_failures"][reason] += 1
         event = "connection_lost" if was_open else "connection_failed"
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
-        self._log.warning(event, connection=connection, error=cause, failures_in_a_row=failures)
+        self._log.warning(event, connection=connection, slot=slot, error=cause, failures_in_a_row=failures)
 
     def reconnect_scheduled(self, connection: int, attempt: int, delay: float) -> None:
         """Log the wait before the next attempt."""
         self._log.info("reconnect_scheduled", connection=connection, attempt=attempt, delay_seconds=delay)
 
-    def subscribed(self, connection: int, streams: int) -> None:
+    def subscribed(self, connection: int, slot: int, streams: int) -> None:
         """Log that the exchange confirmed a SUBSCRIBE."""
-        self._log.info("subscription_confirmed", connection=connection, streams=streams)
+        self._log.info("subscription_confirmed", connection=connection, slot=slot, streams=streams)
+
+    def unsubscribed(self, connection: int, slot: int, streams: int) -> None:
+        """Log that the exchange confirmed an UNSUBSCRIBE."""
+        self._log.info("unsubscription_confirmed", connection=connection, slot=slot, streams=streams)
+
+    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Log which streams are read from here on, and which no more."""
+        self._log.info("streams_changed", added=list(added), removed=list(removed))
+
+    def streams_silent(self, connection: int, streams: Sequence[str], remedy: str) -> None:
+        """Log streams that bring nothing although they used to, and what is done about it."""
+        self._count("streams_fallen_silent", len(streams) if remedy == "resubscribe" else 0)
+        self._log.warning("streams_silent", connection=connection, streams=list(streams), remedy=remedy)
+
+    def rotation_started(self, connection: int, cause: str) -> None:
+        """Log that a connection is going to be replaced; data flows meanwhile."""
+        self._log.info("rotation_started", connection=connection, cause=cause)
+
+    def rotation_cancelled(self, connection: int, cause: str) -> None:
+        """Log that the connection was lost before the one in its place was open: it is opened anew instead."""
+        self._log.warning("rotation_cancelled", connection=connection, cause=cause)
+
+    def rotated(self, connection: int, cause: str, seconds: float, missing: Sequence[str], slot: int) -> None:
+        """Count a connection that was replaced; `missing` streams flowed on the old one and not on the new."""
+        self._count("rotations")
+        log = self._log.warning if missing else self._log.info
+        shown = {"streams_missing": list(missing)} if missing else {}
+        log(
+            "connection_rotated", connection=connection, slot=slot, cause=cause, seconds=round(seconds, 3), **shown
+        )
 
     def subscription_unconfirmed(self, connection: int, streams: list[str]) -> None:
         """Log a SUBSCRIBE that got no answer; data may come all the same."""
         self._count("streams_unconfirmed", len(streams))
         self._log.warning("subscription_unconfirmed", connection=connection, streams=streams)
 
-    def exchange_error(self, connection: int, error: str, streams: list[str] | None) -> None:
-        """Log an error frame of the exchange, with the streams that it is about."""
+    def exchange_error(self, connection: int, error: str, streams: Sequence[str]) -> None:
+        """Log an error frame of the exchange, with the streams that it is about; they are tried again."""
         self._count("exchange_errors")
-        self._count("streams_refused", len(streams or ()))
-        self._log.error("exchange_error", connection=connection, error=error, streams=streams)
+        self._count("streams_refused", len(streams))
+        self._log.error("exchange_error", connection=connection, error=error, streams=list(streams) or None)
 
     # From run to run
 

@@ -1,0 +1,346 @@
+"""The exchange's REST interface: what can be asked, what it weighs, and in how many ways it can fail.
+
+The only file that knows urllib3. Endpoints, weights, error bodies and headers: Binance rest-api.md, errors.md.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, TimeoutError  # noqa: A004 - its own
+
+from src.deadline import Deadline
+
+if TYPE_CHECKING:
+    from src.telemetry import Telemetry
+    from src.weight_budget import WeightBudget
+
+CONNECT_SECONDS = 3.0
+TOTAL_SECONDS = 10.0
+MOST_ROWS = 1000
+"""Rows that one answer holds at most."""
+MAX_BODY_BYTES = 64 * 1024 * 1024
+"""exchangeInfo of all symbols has some 15 MB; no other answer comes near."""
+AGGREGATES_WEIGHT, TRADES_WEIGHT, KLINES_WEIGHT = 4, 25, 2
+_DEPTH_WEIGHTS = ((100, 5), (500, 25), (1000, 50), (5000, 250))
+_INFO_WEIGHT, _TIME_WEIGHT = 20, 1
+_USED = "X-MBX-USED-WEIGHT-1M"
+_LIMITED = {429: 60.0, 418: 120.0}
+"""Statuses that order a pause, and how long it is when they do not say."""
+_LONGEST_PAUSE = 3 * 86_400.0
+_TOO_MANY_REQUESTS = -1003
+_INVALID_SYMBOL = frozenset({-1121, -1100})
+_PASSING = frozenset({403, 408, 451})
+"""Statuses below 500 that say nothing about the request: a firewall, a time-out, a place."""
+_CHUNK = 64 * 1024
+
+
+class RestError(Exception):
+    """A request that brought nothing usable; `reason` is the short word that it is counted under."""
+
+    reason = "other"
+
+
+class Unreachable(RestError):  # noqa: N818 - these are named after the fact
+    """Nobody answered: refused, reset, no such host, or not within the time."""
+
+    reason = "unreachable"
+
+
+class Refused(RestError):  # noqa: N818
+    """The exchange answered that it does not serve this."""
+
+    reason = "refused"
+
+    def __init__(self, status: int, code: int | None, message: str) -> None:
+        super().__init__(f"status {status}, code {code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may be served later."""
+        return self.status >= 500 or self.status in _PASSING  # noqa: PLR2004 - the server's own errors
+
+    @property
+    def invalid_symbol(self) -> bool:
+        """Whether the exchange does not know the symbol."""
+        return self.code in _INVALID_SYMBOL
+
+
+class Limited(RestError):  # noqa: N818
+    """Too much was asked, or the IP is banned; `retry_after` seconds from now it may be served."""
+
+    reason = "limited"
+
+    def __init__(self, status: int, retry_after: float, message: str) -> None:
+        super().__init__(f"status {status}, retry after {retry_after:g} s: {message}")
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Malformed(RestError):  # noqa: N818
+    """The answer is not what the endpoint answers: no JSON, cut off, too large, of another shape."""
+
+    reason = "malformed"
+
+
+class Closed(RestError):  # noqa: N818
+    """This client was closed before the answer was there."""
+
+    reason = "closed"
+
+
+class Answer(NamedTuple):
+    """The body of an answer with status 200."""
+
+    body: bytes
+    received_ms: int
+    """When it was complete, ms since the epoch."""
+
+
+class _ErrorBody(msgspec.Struct):
+    code: int | None = None
+    msg: str = ""
+
+
+_error_body = msgspec.json.Decoder(_ErrorBody).decode
+
+
+class BinanceRest:
+    """Asks the exchange, within the budget that all share; any number of threads may ask at a time.
+
+    What is `reserved` has its weight in the budget already, everything else waits for it here. Every method raises
+    a `RestError`. `close` ends what waits for the budget or for an answer at once, and what
+    is just connecting within `CONNECT_SECONDS`.
+    """
+
+    def __init__(self, base_url: str, budget: WeightBudget, telemetry: Telemetry) -> None:
+        self.budget = budget
+        self._base = f"{base_url}/api/v3/"
+        self._telemetry = telemetry
+        self._sockets = _Sockets()
+        self._http = _pool(self._sockets)
+
+    def aggregates(self, symbol: str, first: int, limit: int = MOST_ROWS, *, reserved: bool = False) -> Answer:
+        """Ask for aggregate trades from an id on."""
+        return self._get("aggTrades", AGGREGATES_WEIGHT, _rows(symbol, first, limit), reserved=reserved)
+
+    def trades(self, symbol: str, first: int, limit: int = MOST_ROWS, *, reserved: bool = False) -> Answer:
+        """Ask for trades from an id on."""
+        return self._get("historicalTrades", TRADES_WEIGHT, _rows(symbol, first, limit), reserved=reserved)
+
+    def klines(
+        self, symbol: str, interval: str, times: tuple[int, int], zone: str = "", *, reserved: bool = False
+    ) -> Answer:
+        """Ask for the bars that open between two times; `zone` is their offset from UTC, such as `08:00`."""
+        query: dict[str, str | int] = {"symbol": symbol, "interval": interval, "limit": MOST_ROWS}
+        query |= {"startTime": times[0], "endTime": times[1]} | ({"timeZone": zone} if zone else {})
+        return self._get("klines", KLINES_WEIGHT, query, reserved=reserved)
+
+    def depth(self, symbol: str, levels: int, *, reserved: bool = False) -> Answer:
+        """Ask for the order book, so many levels a side."""
+        return self._get("depth", depth_weight(levels), {"symbol": symbol, "limit": levels}, reserved=reserved)
+
+    def exchange_info(self, symbols: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Ask what is traded, of all symbols unless some are named; the limit of weights is taken over from it."""
+        listed = json.dumps(symbols, ensure_ascii=False, separators=(",", ":"))
+        info = _object(self._get("exchangeInfo", _INFO_WEIGHT, {"symbols": listed} if symbols else {}))
+        if (limit := _weight_limit(info)) is not None:
+            self.budget.learn_limit(limit)
+        return info
+
+    def time_ms(self) -> int:
+        """Ask for the exchange's time, ms since the epoch."""
+        time_ms = _object(self._get("time", _TIME_WEIGHT, {})).get("serverTime")
+        if type(time_ms) is not int:
+            raise Malformed("time: no serverTime")
+        return time_ms
+
+    def close(self) -> None:
+        """Ask nothing any more; wake every thread that waits here."""
+        self.budget.close()
+        self._sockets.shut()
+
+    def _get(self, endpoint: str, weight: int, query: dict[str, str | int], *, reserved: bool = False) -> Answer:
+        if not reserved and not self.budget.acquire(weight):
+            raise Closed(endpoint)
+        used = None
+        try:
+            self._telemetry.rest_requested(endpoint)
+            response, body = self._exchange(endpoint, query)
+            used = _number(response.headers.get(_USED))
+            if response.status != 200:  # noqa: PLR2004 - all others carry no data
+                raise self._refusal(response, body)
+            if not body:
+                raise Malformed(f"{endpoint}: empty answer")
+        except RestError as error:
+            if self._sockets.shut_down:
+                raise Closed(endpoint) from error
+            self._telemetry.rest_failed(endpoint, error.reason, error)
+            raise
+        finally:
+            self.budget.answered(weight, used)
+            if used is not None:
+                self._telemetry.rest_weight(used)
+        return Answer(body, time.time_ns() // 1_000_000)
+
+    def _exchange(self, endpoint: str, query: dict[str, str | int]) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        deadline = Deadline(TOTAL_SECONDS)
+        try:
+            response = self._ask(endpoint, query)
+        except (HTTPError, OSError) as error:
+            raise Unreachable(f"{endpoint}: {_cause(error)}") from error
+        try:
+            return response, _body(response, deadline, endpoint)
+        except TimeoutError as error:
+            raise Unreachable(f"{endpoint}: not answered within {TOTAL_SECONDS:g} s") from error
+        except (ProtocolError, DecodeError) as error:
+            raise Malformed(f"{endpoint}: {_cause(error)}") from error
+        except (HTTPError, OSError) as error:
+            raise Unreachable(f"{endpoint}: {_cause(error)}") from error
+        finally:
+            response.close() if self._sockets.shut_down else response.release_conn()
+
+    def _ask(self, endpoint: str, query: dict[str, str | int]) -> urllib3.BaseHTTPResponse:
+        """Send the request; once more when a connection kept from before turns out to be gone."""
+        url, fields = self._base + endpoint, {name: str(value) for name, value in query.items()}
+        try:
+            return self._http.request("GET", url, fields=fields, preload_content=False, redirect=False)
+        except ProtocolError:
+            if self._sockets.shut_down:
+                raise
+            return self._http.request("GET", url, fields=fields, preload_content=False, redirect=False)
+
+    def _refusal(self, response: urllib3.BaseHTTPResponse, body: bytes) -> RestError:
+        try:
+            error = _error_body(body)
+        except (msgspec.DecodeError, UnicodeError):
+            error = _ErrorBody(None, body[:200].decode("utf-8", "backslashreplace"))
+        status = response.status
+        if status not in _LIMITED and error.code != _TOO_MANY_REQUESTS:
+            return Refused(status, error.code, error.msg)
+        told = _number(response.headers.get("Retry-After"))
+        seconds = _LIMITED.get(status, 60.0) if told is None else float(told)
+        limited = Limited(status, min(seconds, _LONGEST_PAUSE), error.msg)
+        self.budget.pause(limited.retry_after)
+        return limited
+
+
+def depth_weight(levels: int) -> int:
+    """Return what a snapshot of so many levels weighs."""
+    return next(weight for most, weight in _DEPTH_WEIGHTS if levels <= most)
+
+
+def _rows(symbol: str, first: int, limit: int) -> dict[str, str | int]:
+    return {"symbol": symbol, "fromId": first, "limit": limit}
+
+
+def _body(response: urllib3.BaseHTTPResponse, deadline: Deadline, endpoint: str) -> bytes:
+    """Read the body, unpacked, while time and room last."""
+    parts, size = [], 0
+    while chunk := response.read(_CHUNK, decode_content=True):
+        size += len(chunk)
+        parts.append(chunk)
+        if size > MAX_BODY_BYTES:
+            raise _dropped(response, Malformed(f"{endpoint}: more than {MAX_BODY_BYTES} bytes"))
+        if deadline.expired:
+            raise _dropped(response, Unreachable(f"{endpoint}: not complete within {TOTAL_SECONDS:g} s"))
+    return b"".join(parts)
+
+
+def _dropped(response: urllib3.BaseHTTPResponse, error: RestError) -> RestError:
+    response.close()
+    return error
+
+
+def _object(answer: Answer) -> dict[str, Any]:
+    try:
+        decoded: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+    return decoded
+
+
+def _weight_limit(info: dict[str, Any]) -> int | None:
+    limits = info.get("rateLimits")
+    for limit in limits if isinstance(limits, list) else ():
+        per_minute = limit.get("interval") == "MINUTE" and limit.get("intervalNum") == 1
+        if per_minute and limit.get("rateLimitType") == "REQUEST_WEIGHT" and type(limit.get("limit")) is int:
+            return int(limit["limit"])
+    return None
+
+
+def _number(header: str | None) -> int | None:
+    return int(header) if header and header.isascii() and header.isdigit() and len(header) < 10 else None  # noqa: PLR2004
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class _Sockets:
+    """The sockets in use, so that another thread can end what waits on them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._open: set[socket.socket] = set()
+        self.shut_down = False
+
+    def add(self, sock: socket.socket) -> None:
+        """Take a socket that was just connected."""
+        with self._lock:
+            self._open = {known for known in self._open if known.fileno() >= 0} | {sock}
+            if self.shut_down:
+                _shut(sock)
+
+    def shut(self) -> None:
+        """End reading and writing on all of them, now and later."""
+        with self._lock:
+            self.shut_down = True
+            for sock in self._open:
+                _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own takes the TLS state from under the reader
+    except OSError:
+        return
+
+
+def _pool(sockets: _Sockets) -> urllib3.PoolManager:
+    """Return a pool whose connections are known to `sockets`."""
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    manager = urllib3.PoolManager(
+        maxsize=8,
+        retries=False,
+        timeout=urllib3.Timeout(connect=CONNECT_SECONDS, total=TOTAL_SECONDS),
+        headers={"Accept-Encoding": "gzip", "User-Agent": "binance-ingestion"},
+    )
+    manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return manager

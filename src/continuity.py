@@ -1,0 +1,463 @@
+"""Between decoder and buffer: no event twice, none missing unnoticed, and per symbol in order.
+
+Every stream that the exchange counts (trades, aggregate trades, depth updates, bars) is followed by its ids
+(`src/sequences.py` has the rules). A repeat is dropped and counted; a jump opens a gap. While a gap is filled,
+what comes for the same symbol and topic waits behind it in a `Lane`, in the order of coming, so that the order per
+symbol holds; bounds in time and number end the waiting, and the ledger says that the order was given up. Depth
+cannot be fetched again: there the lane keeps the place for a snapshot of the order book.
+
+One lock orders what is live, what waited and what was fetched; whatever goes into the buffer goes there under it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol
+
+from config.streams import stream_symbol
+from src.events import NO_ID, event_type_of, topic_for
+from src.holes import Gap
+from src.lanes import Lane, PlacedHole, SnapshotPlace
+from src.sequences import BAR, DEPTH, Stream, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from config.settings import BackfillConfig
+    from src.buffer import Buffer
+    from src.events import Event, Route, Topics
+    from src.holes import Interval, Position
+    from src.lanes import WaitedFor
+    from src.sequences import Tally
+    from src.telemetry import Telemetry
+
+_MOST_HOLES = 1_000
+"""Of one stream, being filled at a time; a numbering that jumps more often is not worth following."""
+_ROUTES_KEPT = 100_000
+
+
+class Filling(Protocol):
+    """Who fetches what is missing; neither method waits, nor calls back on the same thread."""
+
+    def request(self, gap: Gap) -> None:
+        """Fetch what a gap misses."""
+
+    def request_snapshot(self, stream: str, symbol: str) -> None:
+        """Fetch the order book of a symbol, for this depth stream."""
+
+
+class Ledger(Protocol):
+    """Who writes down what is missing; no method waits."""
+
+    def gap_opened(self, gap: Gap) -> None: ...  # noqa: D102
+    def gap_filled(self, gap: Gap, count: int) -> None: ...  # noqa: D102
+    def gap_unfillable(self, gap: Gap, missing: Sequence[Interval], reason: str) -> None: ...  # noqa: D102
+    def order_given_up(self, gap: Gap, reason: str) -> None: ...  # noqa: D102
+    def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None: ...  # noqa: D102
+
+
+class Continuity:
+    """Puts into the buffer what is next, keeps waiting what must wait, asks for what is missing.
+
+    Any thread may call; no method waits for the exchange or for Kafka (`put` may wait for CPU of this process, as
+    the buffer does when it is full). At most `max_held_events` wait, and none longer than `max_wait_seconds`.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - a stage has neighbours
+        self,
+        buffer: Buffer,
+        filling: Filling,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        settings: BackfillConfig,
+        topics: Topics,
+        *,
+        standby: bool = False,
+    ) -> None:
+        self._buffer = buffer
+        self._filling = filling
+        self._ledger = ledger
+        self._telemetry = telemetry
+        self._settings = settings
+        self._topics = topics
+        self._lock = threading.Lock()  # guards everything below, and the order of what goes into the buffer
+        self._routes: dict[Route, Stream] = {}
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._holes: dict[str, PlacedHole] = {}
+        self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
+        """With a standby: the next id of each stream on each of its two connections."""
+        self._held = 0
+        self._put = 0
+        self._closed = False
+
+    def put(self, events: list[Event], source: int) -> bool:
+        """Pass on what came on one connection; return False, taking none, once the buffer is closed."""
+        routes = self._routes
+        with self._lock:
+            passed = 0
+            for event in events:
+                stream = routes.get(event.route)
+                if stream is None or event.first_id != stream.next or stream.lane.queue:
+                    break
+                stream.next = event.last_id + 1
+                stream.latest = event
+                stream.received += 1
+                passed += 1
+            out = events
+            if passed < len(events):  # it is unusual that not every event is the next one of its stream
+                out = events[:passed]
+                for event in events[passed:]:
+                    self._judge(event, source, out)
+            if self._compared is not None:
+                self._compare(events, source)
+            return self._pass_on(out)
+
+    # Whoever fills
+
+    def remaining(self, gap: Gap) -> list[Interval]:
+        """Return what of a gap is still missing."""
+        with self._lock:
+            hole = self._holes.get(gap.id)
+            return list(hole.missing) if hole is not None and not self._closed else []
+
+    def offer(self, gap: Gap, events: Iterable[Event]) -> None:
+        """Take fetched events of a gap; what came meanwhile on another way is left out."""
+        with self._lock:
+            hole = self._holes.get(gap.id)
+            if hole is None or self._closed:
+                return
+            taken = sum(hole.offer(event) for event in events)
+            self._stream_of(gap).backfilled += taken
+            self._telemetry.backfilled(taken)
+            self._pass_on(self._came(hole, taken))
+
+    def abandon(self, gap: Gap, reason: str, only: Sequence[Interval] | None = None) -> None:
+        """Fetch what remains of a gap, or `only` these ids of it, no more: the exchange does not give them."""
+        with self._lock:
+            hole = self._holes.get(gap.id)
+            if hole is None or self._closed:
+                return
+            given_up = hole.give_up(list(hole.missing) if only is None else only)
+            if given_up:
+                self._ledger.gap_unfillable(gap, given_up, reason)
+            self._pass_on(self._came(hole, 0))
+
+    def give_up_order(self, gap: Gap, reason: str) -> None:
+        """Let what waits behind a gap pass; the gap itself is filled later, out of order."""
+        with self._lock:
+            hole = self._holes.get(gap.id)
+            lane = self._stream_of(gap).lane if hole is not None else None
+            if hole is not None and lane is not None and hole in lane.queue and not self._closed:
+                self._pass_on(self._stop_waiting(lane, hole, reason))
+
+    def expect_snapshot(self, stream: str) -> bool:
+        """Keep a place for a snapshot that is about to be fetched; return False when none is wanted any more."""
+        with self._lock:
+            found = self._depth(stream)
+            if found is not None and found.lane.place_of(found.name) is None:
+                found.lane.queue.append(SnapshotPlace(found.name, time.monotonic()))
+            return found is not None
+
+    def offer_snapshot(self, stream: str, snapshot: Event) -> bool:
+        """Take a snapshot; return False when it is older than what follows it, so that the two do not meet.
+
+        What follows must begin at most one behind it: `U <= lastUpdateId + 1 <= u`.
+        """
+        with self._lock:
+            found = self._depth(stream)
+            if found is None:
+                return True
+            place = found.lane.place_of(found.name)
+            if place is None:  # it took too long, and what came has passed: the next one will meet what comes
+                return False
+            behind = found.lane.behind(place)
+            if snapshot.last_id + 1 < (behind[0].first_id if behind else found.after):
+                return False
+            found.wants_snapshot = False
+            found.lane.put_snapshot(place, snapshot)
+            self._held += 1
+            self._telemetry.backfilled(1)
+            self._pass_on(self._advance(found.lane))
+            return True
+
+    def abandon_snapshot(self, stream: str, reason: str) -> None:
+        """Let what waits for a snapshot pass; it is wanted all the same, and may be offered later."""
+        with self._lock:
+            found = self._depth(stream)
+            if found is not None and (place := found.lane.place_of(found.name)) is not None:
+                self._pass_on(self._stop_waiting(found.lane, place, reason))
+
+    # Whoever keeps the time, resumes, reports
+
+    def tick(self) -> None:
+        """Let pass what has waited too long; a few times a second."""
+        overdue = time.monotonic() - self._settings.max_wait_seconds
+        with self._lock:
+            for lane in [lane for lane in self._lanes.values() if lane.queue]:
+                while (first := lane.waited_for()) is not None and first.since < overdue:
+                    self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
+
+    def resume(self, positions: dict[str, Position]) -> None:
+        """Say where Kafka ends, by stream: what is missing since is filled. Also after the first events."""
+        with self._lock:
+            for position in positions.values():
+                self._pass_on(self._continue(position))
+
+    def positions(self) -> tuple[int, dict[str, Position]]:
+        """Return how many events went into the buffer so far, and where each counted stream stands with these."""
+        with self._lock:
+            return self._put, {stream.name: stream.position() for stream in self._counted()}
+
+    def traffic(self) -> dict[str, int]:
+        """Return, by stream, how many events came."""
+        with self._lock:
+            traffic: Counter[str] = Counter()
+            for stream in self._streams.values():
+                traffic[stream.name] += stream.received
+            return dict(traffic)
+
+    def tallies(self) -> list[Tally]:
+        """Return what each counted stream brought since this was last asked."""
+        with self._lock:
+            return [stream.tally() for stream in self._counted()]
+
+    @property
+    def held(self) -> int:
+        """How many events wait behind a gap."""
+        return self._held
+
+    def close(self) -> None:
+        """Let pass all that waits; what is missing now stays so. For the stop, when nothing comes any more."""
+        with self._lock:
+            for lane in self._lanes.values():
+                while (first := lane.waited_for()) is not None:
+                    self._pass_on(self._stop_waiting(lane, first, "stopped"))
+            for stream in self._streams.values():
+                self._repeated(stream, stream.suspects())
+            self._closed = True
+
+    # One event
+
+    def _judge(self, event: Event, source: int, out: list[Event]) -> None:
+        """Decide about one event that is not simply the next one."""
+        stream = self._routes.get(event.route)
+        met = stream is None
+        if stream is None:
+            stream = self._meet(event.route)
+        stream.received += 1
+        verdict = stream.judge(event, source)
+        if verdict is Verdict.REPEAT:
+            self._repeated(stream, [event])
+        elif verdict is Verdict.LATE:
+            self._late(stream, event, source, out)
+        else:
+            if verdict is Verdict.JUMP:
+                self._jumped(stream, event, *stream.missing_before(event), "reconnect" if met else "jump")
+            elif stream.first_seen is None and event.first_id != NO_ID:
+                self._begin(stream, event)
+            stream.take(event, source)
+            self._follow(stream, event, out)
+
+    def _follow(self, stream: Stream, event: Event, out: list[Event]) -> None:
+        """Let an event go, or wait its turn in its lane."""
+        lane = stream.lane
+        if not lane.queue:
+            out.append(event)
+            return
+        lane.queue.append(event)
+        self._held += 1
+        while self._held > self._settings.max_held_events and (first := lane.waited_for()) is not None:
+            out += self._stop_waiting(lane, first, "too_many_waiting")
+
+    def _begin(self, stream: Stream, event: Event) -> None:
+        """Meet the first event of a stream: where an earlier run ended, it goes on."""
+        if stream.event_type == DEPTH:
+            self._want_snapshot(stream)
+        first, last = stream.missing_since_earlier_run(event)
+        if first <= last:
+            self._jumped(stream, event, first, last, "resume")
+        elif first > event.first_id:
+            self._ledger.renumbered(stream.name, stream.symbol, first, event.first_id)
+        stream.resumed = None
+
+    def _late(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
+        """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
+        hole = next((hole for hole in stream.holes if event.final and hole.offer(event)), None)
+        if hole is None:
+            self._repeated(stream, stream.repeats_by(event))
+            self._renumber(stream, stream.renumbered(), source, out)
+            return
+        if stream.event_type != BAR and hole.opener is not None and event.timestamp_ms > hole.opener.timestamp_ms:
+            self._misnumbered(stream, hole, event)
+        out += self._came(hole, 1)
+
+    def _misnumbered(self, stream: Stream, hole: PlacedHole, event: Event) -> None:
+        """Go on from an event inside a gap that is newer than the one which opened it: that one's id was wrong.
+
+        What came with the wrong ids and waits still is left out; its true ids are missing now.
+        """
+        wrong = stream.lane.take_out_behind(hole)
+        self._held -= len(wrong)
+        self._telemetry.misnumbered(len(wrong))
+        hole.give_up([(event.last_id + 1, hole.gap.last)])
+        stream.go_on_from(event)
+
+    def _renumber(self, stream: Stream, events: list[Event], source: int, out: list[Event]) -> None:
+        """Go on with a new numbering; what was missing of the old one stays missing."""
+        if not events:
+            return
+        self._ledger.renumbered(stream.name, stream.symbol, stream.after, events[0].first_id)
+        for hole in list(stream.holes):
+            self._ledger.gap_unfillable(hole.gap, hole.give_up(hole.missing), "renumbered")
+            out += self._came(hole, 0)
+        for event in events:
+            stream.take(event, source)
+            self._follow(stream, event, out)
+
+    def _repeated(self, stream: Stream, events: list[Event]) -> None:
+        if events:
+            stream.duplicates += len(events)
+            self._telemetry.duplicates(len(events))
+
+    # Gaps
+
+    def _jumped(self, stream: Stream, event: Event, first: int, last: int, cause: str) -> None:
+        """Open a gap before an event; let the lane wait where the gap can be filled."""
+        gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, cause, _now_ms())
+        if (hole := self._open(stream, gap, event)) is not None:
+            stream.lane.queue.append(hole)
+        elif stream.event_type == DEPTH and self._want_snapshot(stream):
+            stream.lane.queue.append(SnapshotPlace(stream.name, time.monotonic()))
+
+    def _open(self, stream: Stream, gap: Gap, opener: Event | None) -> PlacedHole | None:
+        """Write a gap down and have it filled; return None when nobody can."""
+        self._ledger.gap_opened(gap)
+        if (reason := self._refusal(stream)) is not None:
+            self._ledger.gap_unfillable(gap, [(gap.first, gap.last)], reason)
+            return None
+        hole = self._holes[gap.id] = PlacedHole(gap, opener, time.monotonic())
+        stream.holes.append(hole)
+        self._filling.request(gap)
+        return hole
+
+    def _refusal(self, stream: Stream) -> str | None:
+        if stream.event_type == DEPTH:
+            return "not_kept_by_the_exchange"
+        if not self._settings.enabled:
+            return "backfill_disabled"
+        return "too_many_gaps" if len(stream.holes) >= _MOST_HOLES else None
+
+    def _want_snapshot(self, stream: Stream) -> bool:
+        """Ask for a snapshot; return whether there will be one."""
+        if self._settings.enabled and not stream.wants_snapshot:
+            stream.wants_snapshot = True
+            self._filling.request_snapshot(stream.name, stream.symbol)
+        return stream.wants_snapshot and stream.lane.place_of(stream.name) is None
+
+    def _came(self, hole: PlacedHole, events: int) -> list[Event]:
+        """Give out what is due now that so many events came for a hole, or ids of it were given up."""
+        stream = self._stream_of(hole.gap)
+        if not hole.missing and self._holes.pop(hole.gap.id, None) is not None:
+            stream.holes.remove(hole)
+            if hole.filled:
+                self._ledger.gap_filled(hole.gap, hole.filled)
+        if hole not in stream.lane.queue:
+            return hole.everything()
+        self._held += events
+        return self._advance(stream.lane)
+
+    def _stop_waiting(self, lane: Lane, waited_for: WaitedFor, reason: str) -> list[Event]:
+        """Give out what waits for this and for nothing else."""
+        lane.give_up(waited_for)
+        if isinstance(waited_for, PlacedHole):
+            self._ledger.order_given_up(waited_for.gap, reason)
+        else:
+            self._telemetry.snapshot_delayed(waited_for.stream, reason)
+        return self._advance(lane)
+
+    def _advance(self, lane: Lane) -> list[Event]:
+        due = lane.due()
+        self._held -= len(due)
+        return due
+
+    def _continue(self, position: Position) -> list[Event]:
+        """Go on from where an earlier run ended: what it left open is filled out of order."""
+        stream = self._stream_named(position.stream)
+        stream.resumed = position
+        event = stream.first_seen
+        missing = list(position.missing)
+        if event is not None:  # late: this run's first events have passed
+            first, last = stream.missing_since_earlier_run(event)
+            missing += [(first, last)] if first <= last else []
+            stream.resumed = None
+        for first, last in missing if stream.event_type != DEPTH else ():
+            gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
+            if self._open(stream, gap, event) is not None:
+                self._ledger.order_given_up(gap, "resumed")
+        return []
+
+    # Streams
+
+    def _meet(self, route: Route) -> Stream:
+        """Find the stream of a route that was not seen yet: each connection has routes of its own."""
+        symbol = (route.key or b"").decode()
+        stream = self._stream(route.stream, symbol, route.event_type, route.topic)
+        if len(self._routes) >= _ROUTES_KEPT:
+            self._routes.clear()
+        self._routes[route] = stream
+        return stream
+
+    def _stream(self, name: str, symbol: str, event_type: str, topic: str) -> Stream:
+        stream = self._streams.get((name, symbol))
+        if stream is None:
+            lane = self._lanes.setdefault((topic, symbol), Lane())
+            stream = self._streams[name, symbol] = Stream(name, symbol, event_type, lane)
+        return stream
+
+    def _stream_named(self, name: str) -> Stream:
+        """Find the stream that a name tells; of a symbol, since only these are counted."""
+        event_type = event_type_of(name)
+        return self._stream(name, stream_symbol(name) or "", event_type, topic_for(event_type, self._topics))
+
+    def _stream_of(self, gap: Gap) -> Stream:
+        return self._streams[gap.stream, gap.symbol]
+
+    def _depth(self, name: str) -> Stream | None:
+        """Return a depth stream as long as it wants a snapshot."""
+        stream = self._streams.get((name, stream_symbol(name) or ""))
+        return stream if stream is not None and stream.wants_snapshot and not self._closed else None
+
+    def _counted(self) -> list[Stream]:
+        return [stream for stream in self._streams.values() if stream.first_seen is not None]
+
+    def _compare(self, events: list[Event], source: int) -> None:
+        """Count what only the other of two connections brought: the jumps on this one that were no gaps."""
+        assert self._compared is not None  # noqa: S101 - asked before
+        saved = 0
+        for event in events:
+            stream = self._routes.get(event.route)
+            if stream is None or event.first_id == NO_ID or stream.event_type == BAR:
+                continue
+            expected = self._compared.get((stream, source), event.first_id)
+            self._compared[stream, source] = max(expected, event.last_id + 1)
+            if event.first_id > expected:
+                missing = (interval for hole in stream.holes for interval in hole.missing)
+                lost = sum(
+                    max(0, min(end, event.first_id - 1) - max(first, expected) + 1) for first, end in missing
+                )
+                jumped = event.first_id - expected - lost
+                saved += jumped if stream.event_type != DEPTH else min(jumped, 1)
+        if saved:
+            self._telemetry.saved_by_standby(saved)
+
+    def _pass_on(self, events: list[Event]) -> bool:
+        """Put events into the buffer; return False once it is closed."""
+        self._put += len(events)
+        return not events or self._buffer.put(events)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,193 @@
+"""What may come next on a stream, by its ids; pure, one `Stream` for each stream and symbol.
+
+- Trade `t`, aggregate trade `a`: the last plus 1. An id not above the last is a repeat.
+- Depth `U`..`u`: `U` is the last `u` plus 1. A `u` not above the last is a repeat.
+- Bar `t`..`T`: the same bar until it is closed, then one that opens right behind it. A repeat is what comes of a
+  closed bar, and from another connection what is not newer than the last.
+- Counted by nothing (tickers, by `E`; book ticker, by `u`; partial depth, by `lastUpdateId`): anything may come. A
+  repeat is only what comes from another connection and is not newer than the last. So nothing is dropped that came
+  on one connection, and where two carry a stream (a rotation, a standby) the first to bring a state wins.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+from src.events import NO_ID
+from src.holes import Position
+
+if TYPE_CHECKING:
+    from src.events import Event
+    from src.holes import Interval
+    from src.lanes import Lane, PlacedHole
+
+DEPTH, BAR = "depth_update", "kline"
+_RENUMBERED_AFTER = 8
+"""So many newer events in a row, consecutive among themselves but below the last id, are a new numbering."""
+
+
+class Verdict(Enum):
+    """What an event is to its stream."""
+
+    NEXT = auto()
+    """What may come next, or the first of all."""
+    JUMP = auto()
+    """Something is missing before it."""
+    LATE = auto()
+    """Its id has passed: it is missing from an earlier gap, or a repeat."""
+    REPEAT = auto()
+    """It has been there."""
+
+
+class Tally(NamedTuple):
+    """What one stream brought in a time."""
+
+    stream: str
+    symbol: str
+    event_type: str
+    first: int
+    last: int
+    """Ids at the beginning and the end of that time."""
+    received: int
+    backfilled: int
+    duplicates: int
+    missing: int
+    """Ids of this time that are missing still."""
+
+
+class Stream:
+    """Where one stream of a symbol stands. Not locked; its owner is."""
+
+    def __init__(self, name: str, symbol: str, event_type: str, lane: Lane) -> None:
+        self.name = name
+        self.symbol = symbol
+        self.event_type = event_type
+        self.lane = lane
+        """What waits of this symbol and topic, of this stream and of others."""
+        self.next: int | None = None
+        """The id that the next event begins with if it is to pass without a look; None: look at each."""
+        self.latest: Event | None = None
+        self.first_seen: Event | None = None
+        """The first counted event of this run."""
+        self.resumed: Position | None = None
+        """Where an earlier run ended, until the first event is there."""
+        self.holes: list[PlacedHole] = []
+        """Gaps that are being filled."""
+        self.wants_snapshot = False
+        self.received = 0
+        self.backfilled = 0
+        self.duplicates = 0
+        self._source = NO_ID
+        self._suspects: list[Event] = []
+        self._suspected_at = 0
+        self._told: tuple[int | None, int, int, int] = (None, 0, 0, 0)
+
+    def judge(self, event: Event, source: int) -> Verdict:
+        """Say what an event from this connection is, before `take`."""
+        if event.first_id == NO_ID:
+            return self._uncounted(event, source)
+        if self.latest is None or self.first_seen is None:
+            return Verdict.NEXT
+        if self.event_type == BAR:
+            return self._of_bar(event, source, self.latest)
+        if event.first_id > self.after:
+            return Verdict.JUMP
+        return Verdict.NEXT if event.last_id >= self.after else Verdict.LATE
+
+    @property
+    def after(self) -> int:
+        """The id behind the last one."""
+        return self.latest.last_id + 1 if self.latest is not None else 0
+
+    def take(self, event: Event, source: int) -> None:
+        """Go on from this event."""
+        self._source = source
+        if self.first_seen is None and event.first_id != NO_ID:
+            self.first_seen = event
+        self.go_on_from(event)
+
+    def go_on_from(self, event: Event) -> None:
+        """Expect what follows this event."""
+        self.latest = event
+        if event.first_id != NO_ID and self.event_type != BAR:
+            self.next = event.last_id + 1
+
+    def missing_before(self, event: Event) -> Interval:
+        """Return what is missing when this event is a jump; a bar that was not seen closed is."""
+        after = self.after
+        if self.latest is not None and not self.latest.final:
+            after = self.latest.first_id
+        return after, event.first_id - 1
+
+    def missing_since_earlier_run(self, event: Event) -> Interval:
+        """Return what is missing between an earlier run and this first event; empty when the end is below."""
+        position = self.resumed
+        if position is None:
+            return event.first_id, event.first_id - 1
+        after = position.last + 1
+        if not position.final:  # its last bar was open still; bars of one stream are equally long, months nearly
+            after -= event.last_id - event.first_id + 1
+        return after, event.first_id - 1
+
+    def repeats_by(self, event: Event) -> list[Event]:
+        """Take note of an event whose id has passed and is not missing; return those that are repeats for sure.
+
+        A repeat is not newer than what was there. Newer ones, consecutive from somewhere below, are the exchange's
+        having counted anew (its test network does so each month): see `renumbered`.
+        """
+        if self.latest is not None and event.timestamp_ms <= self.latest.timestamp_ms:
+            return [event]
+        repeats: list[Event] = []
+        goes_on = self._suspects and self._suspected_at + 1 == self.received
+        if not goes_on or event.first_id != self._suspects[-1].last_id + 1:
+            repeats, self._suspects = self._suspects, []
+        self._suspects.append(event)
+        self._suspected_at = self.received
+        return repeats
+
+    def renumbered(self) -> list[Event]:
+        """Return the events of a new numbering once it is sure that there is one."""
+        return self.suspects() if len(self._suspects) >= _RENUMBERED_AFTER else []
+
+    def suspects(self) -> list[Event]:
+        """Give up the events of what may have been a new numbering."""
+        suspects, self._suspects = self._suspects, []
+        return suspects
+
+    def position(self) -> Position:
+        """Return where the stream stands, with what went into the buffer; None of it when nothing is counted."""
+        missing = tuple(sorted(interval for hole in self.holes for interval in hole.missing))
+        waits_from = self.lane.first_id(self.name)
+        if waits_from is not None:
+            return Position(self.name, waits_from - 1, tuple(each for each in missing if each[1] < waits_from))
+        final = self.latest is None or self.latest.final
+        return Position(self.name, self.after - 1, missing, final)
+
+    def tally(self) -> Tally:
+        """Return what came since this was last asked."""
+        first, received, backfilled, duplicates = self._told
+        if first is None:
+            first = self.first_seen.first_id if self.first_seen is not None else 0
+        after = self.after
+        missing = sum(
+            max(0, min(end, after) - max(start, first) + 1) for hole in self.holes for start, end in hole.missing
+        )
+        counts = (self.received - received, self.backfilled - backfilled, self.duplicates - duplicates)
+        self._told = (after, self.received, self.backfilled, self.duplicates)
+        return Tally(self.name, self.symbol, self.event_type, first, after - 1, *counts, missing)
+
+    def _uncounted(self, event: Event, source: int) -> Verdict:
+        if source == self._source or self.latest is None:
+            return Verdict.NEXT
+        if event.last_id >= 0:
+            return Verdict.NEXT if event.last_id > self.latest.last_id else Verdict.REPEAT
+        return Verdict.NEXT if event.timestamp_ms > self.latest.timestamp_ms else Verdict.REPEAT
+
+    def _of_bar(self, event: Event, source: int, latest: Event) -> Verdict:
+        if event.first_id < latest.first_id:
+            return Verdict.LATE
+        if event.first_id == latest.first_id:
+            stale = latest.final or (source != self._source and event.timestamp_ms <= latest.timestamp_ms)
+            return Verdict.REPEAT if stale else Verdict.NEXT
+        return Verdict.JUMP if not latest.final or event.first_id > latest.last_id + 1 else Verdict.NEXT

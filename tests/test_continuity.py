@@ -1,0 +1,453 @@
+"""What goes into the buffer: each id once, in order per symbol, or the ledger names the hole."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.settings import BackfillConfig
+from src.buffer import Buffer
+from src.continuity import Continuity
+from src.events import Event, EventDecoder, Topics
+from src.holes import Gap, Position
+from src.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from src.holes import Interval
+
+TOPICS = Topics("trades", "depth", "raw")
+T0 = 1_790_000_000_000
+MINUTE = 60_000
+
+
+class Stage:
+    """A real stage between a real decoder and a real buffer; what it asks for and writes down is kept."""
+
+    def __init__(self, *, standby: bool = False, **settings: Any) -> None:
+        self.telemetry = Telemetry()
+        self.requests: list[Gap] = []
+        self.snapshots: list[str] = []
+        self.ledger: list[tuple[Any, ...]] = []
+        self._buffer = Buffer(1, 0.001)
+        self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
+        self.continuity = Continuity(
+            self._buffer, self, self, self.telemetry, BackfillConfig(**settings), TOPICS, standby=standby
+        )
+
+    def came(self, *payloads: dict[str, Any], on: int = 0) -> None:
+        """Let frames come on a connection, in one chunk."""
+        decoded = self.decode(payloads, on)
+        self.telemetry.received(decoded, T0)
+        assert self.continuity.put(decoded.events, on)
+
+    def decode(self, payloads: Iterable[dict[str, Any]], on: int = 0) -> Any:
+        frames = [
+            json.dumps({"stream": stream_of(each), "data": each}, separators=(",", ":")) for each in payloads
+        ]
+        return self.decoders[on].decode([frame.encode() for frame in frames], T0)
+
+    def fetched(self, gap: Gap, *payloads: dict[str, Any]) -> None:
+        self.continuity.offer(gap, self.decode(payloads).events)
+
+    def reconnected(self) -> None:
+        self.decoders[0] = EventDecoder(TOPICS)
+
+    def passed(self) -> list[dict[str, Any]]:
+        """Take out what has gone into the buffer."""
+        events = self._buffer._events
+        self._buffer._events = []
+        self.telemetry.handed_over(len(events))
+        self.telemetry.acknowledged(events, 0)
+        return [json.loads(event.value) for event in events]
+
+    def ids(self) -> list[int]:
+        return [event.get("t") or event.get("a") or event["u"] for event in self.passed()]
+
+    def counts(self) -> dict[str, Any]:
+        return self.telemetry.snapshot()
+
+    # The two neighbours
+
+    def request(self, gap: Gap) -> None:
+        self.requests.append(gap)
+
+    def request_snapshot(self, stream: str, symbol: str) -> None:
+        self.snapshots.append(stream)
+        assert symbol == stream.partition("@")[0].upper()
+
+    def gap_opened(self, gap: Gap) -> None:
+        self.ledger.append(("opened", gap.stream, gap.first, gap.last, gap.cause))
+
+    def gap_filled(self, gap: Gap, count: int) -> None:
+        self.ledger.append(("filled", gap.stream, gap.first, gap.last, count))
+
+    def gap_unfillable(self, gap: Gap, missing: Sequence[Interval], reason: str) -> None:
+        self.ledger.append(("unfillable", gap.stream, list(missing), reason))
+
+    def order_given_up(self, gap: Gap, reason: str) -> None:
+        self.ledger.append(("order_given_up", gap.stream, gap.first, gap.last, reason))
+
+    def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
+        self.ledger.append(("renumbered", stream, symbol, expected, got))
+
+
+def stream_of(payload: dict[str, Any]) -> str:
+    kind = {"depthUpdate": "depth@100ms", "kline": "kline_1m", "24hrTicker": "ticker", None: "bookTicker"}
+    name = payload.get("e")
+    return f"{payload['s'].lower()}@{kind.get(name, name)}"
+
+
+def trade(number: int, symbol: str = "BTCUSDT", at: int | None = None) -> dict[str, Any]:
+    time = T0 + (number if at is None else at)
+    return {
+        "e": "trade",
+        "E": time,
+        "s": symbol,
+        "t": number,
+        "p": "1.0",
+        "q": "2",
+        "T": time,
+        "m": True,
+        "M": True,
+    }
+
+
+def aggregate(number: int, symbol: str = "BTCUSDT") -> dict[str, Any]:
+    return {"e": "aggTrade", "E": T0 + number, "s": symbol, "a": number, "p": "1.0", "q": "2", "f": 1, "l": 1}
+
+
+def depth(first: int, last: int, symbol: str = "BTCUSDT") -> dict[str, Any]:
+    return {"e": "depthUpdate", "E": T0 + last, "s": symbol, "U": first, "u": last, "b": [["1", "2"]], "a": []}
+
+
+def bar(number: int, at: int, *, closed: bool = False) -> dict[str, Any]:
+    start = number * MINUTE
+    bar = {"t": start, "T": start + MINUTE - 1, "s": "BTCUSDT", "i": "1m", "x": closed}
+    return {"e": "kline", "E": start + at, "s": "BTCUSDT", "k": bar}
+
+
+def ticker(at: int) -> dict[str, Any]:
+    return {"e": "24hrTicker", "E": T0 + at, "s": "BTCUSDT", "c": "1.0"}
+
+
+def quote(number: int) -> dict[str, Any]:
+    return {"u": number, "s": "BTCUSDT", "b": "1", "B": "1", "a": "1", "A": "1"}
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+def equation_holds(counts: dict[str, Any]) -> bool:
+    there = ("skipped", "duplicate", "buffered", "in_flight", "spooled", "dead_lettered", "dropped")
+    left = counts["messages_received"] + counts["messages_backfilled"]
+    return left == sum(counts[f"messages_{name}"] for name in there) + counts["kafka_produced"]
+
+
+def test_what_comes_in_order_goes_through(stage: Stage) -> None:
+    stage.came(*map(trade, range(5, 9)), *map(aggregate, range(50, 54)), depth(1, 9), depth(10, 10))
+    assert stage.ids() == [5, 6, 7, 8, 50, 51, 52, 53, 9, 10]
+    assert stage.ledger == []
+
+
+def test_a_repeat_is_left_out_and_counted(stage: Stage) -> None:
+    stage.came(
+        trade(5), trade(6), trade(6), trade(5), trade(7), aggregate(1), aggregate(1), depth(3, 8), depth(3, 8)
+    )
+    assert stage.ids() == [5, 6, 7, 1, 8]
+    assert stage.counts()["messages_duplicate"] == 4
+    assert equation_holds(stage.counts())
+
+
+def test_behind_a_gap_the_symbol_waits_until_it_is_filled(stage: Stage) -> None:
+    stage.came(trade(5), trade(9), trade(10))
+    assert stage.ids() == [5]
+    assert stage.counts()["messages_buffered"] == 2
+    (gap,) = stage.requests
+    assert stage.continuity.remaining(gap) == [(6, 8)]
+    stage.fetched(gap, trade(6), trade(7))
+    assert stage.ids() == [6, 7]
+    stage.fetched(gap, trade(7), trade(8))
+    assert stage.ids() == [8, 9, 10]
+    assert stage.continuity.remaining(gap) == []
+    assert stage.ledger == [
+        ("opened", "btcusdt@trade", 6, 8, "jump"),
+        ("filled", "btcusdt@trade", 6, 8, 3),
+    ]
+    assert stage.counts()["messages_backfilled"] == 3
+    assert equation_holds(stage.counts())
+
+
+def test_what_shares_symbol_and_topic_waits_too_and_nothing_else_does(stage: Stage) -> None:
+    stage.came(trade(5), aggregate(50), depth(1, 1), trade(1, "ETHUSDT"))
+    stage.ids()
+    stage.came(trade(7), aggregate(51), depth(2, 2), trade(2, "ETHUSDT"))
+    assert stage.ids() == [2, 2]
+    stage.fetched(stage.requests[0], trade(6))
+    assert stage.ids() == [6, 7, 51]
+
+
+def test_two_gaps_of_a_symbol_are_filled_in_their_order(stage: Stage) -> None:
+    stage.came(trade(1), trade(3), aggregate(10), aggregate(12), trade(4))
+    assert stage.ids() == [1]
+    first, second = stage.requests
+    stage.fetched(second, aggregate(11))
+    assert stage.ids() == []
+    stage.fetched(first, trade(2))
+    assert stage.ids() == [2, 3, 10, 11, 12, 4]
+
+
+def test_a_gap_across_a_reconnect_says_so(stage: Stage) -> None:
+    stage.came(trade(1))
+    stage.reconnected()
+    stage.came(trade(4))
+    assert stage.ledger == [("opened", "btcusdt@trade", 2, 3, "reconnect")]
+
+
+def test_what_comes_out_of_order_is_put_in_order_without_the_exchange(stage: Stage) -> None:
+    stage.came(trade(5, at=0), trade(7, at=2), trade(6, at=1), trade(8, at=3))
+    assert stage.ids() == [5, 6, 7, 8]
+    assert stage.ledger[-1] == ("filled", "btcusdt@trade", 6, 6, 1)
+    assert stage.continuity.remaining(stage.requests[0]) == []
+    assert stage.counts()["messages_backfilled"] == 0
+
+
+def test_a_wrong_id_is_left_out_and_the_true_one_fetched(stage: Stage) -> None:
+    stage.came(trade(5, at=0), trade(1006, at=1), trade(7, at=2), trade(8, at=3))
+    gap = stage.requests[0]
+    assert stage.continuity.remaining(gap) == [(6, 6)]
+    stage.fetched(gap, trade(6, at=1))
+    assert stage.ids() == [5, 6, 7, 8]
+    counts = stage.counts()
+    assert counts["messages_skipped_by_reason"]["misnumbered"] == 1
+    assert equation_holds(counts)
+
+
+def test_waiting_ends_by_the_clock_and_the_gap_is_filled_behind() -> None:
+    stage = Stage(max_wait_seconds=0.000001)
+    stage.came(trade(1), trade(4))
+    stage.continuity.tick()
+    assert stage.ids() == [1, 4]
+    assert stage.ledger[-1] == ("order_given_up", "btcusdt@trade", 2, 3, "waited_too_long")
+    stage.came(trade(5))
+    assert stage.ids() == [5]
+    stage.fetched(stage.requests[0], trade(2), trade(3))
+    assert stage.ids() == [2, 3]
+    assert stage.ledger[-1] == ("filled", "btcusdt@trade", 2, 3, 2)
+    assert equation_holds(stage.counts())
+
+
+def test_so_many_may_wait_and_no_more() -> None:
+    stage = Stage(max_held_events=3)
+    stage.came(trade(1), trade(3), trade(4), trade(5))
+    assert stage.ids() == [1]
+    stage.came(trade(6))
+    assert stage.ids() == [3, 4, 5, 6]
+    assert stage.ledger[-1][-1] == "too_many_waiting"
+    assert stage.continuity.held == 0
+
+
+def test_what_the_exchange_does_not_give_is_named_and_the_rest_goes_on(stage: Stage) -> None:
+    stage.came(trade(1), trade(6))
+    gap = stage.requests[0]
+    stage.fetched(gap, trade(2), trade(4))
+    assert stage.ids() == [1, 2]
+    stage.continuity.abandon(gap, "not_served", only=[(3, 3)])
+    assert stage.ids() == [4]
+    stage.continuity.abandon(gap, "not_served")
+    assert stage.ids() == [6]
+    assert stage.ledger[1:3] == [
+        ("unfillable", "btcusdt@trade", [(3, 3)], "not_served"),
+        ("unfillable", "btcusdt@trade", [(5, 5)], "not_served"),
+    ]
+
+
+def test_a_dead_exchange_makes_nobody_wait(stage: Stage) -> None:
+    stage.came(trade(1), trade(3))
+    stage.continuity.give_up_order(stage.requests[0], "rest_unreachable")
+    stage.continuity.give_up_order(stage.requests[0], "rest_unreachable")
+    assert stage.ids() == [1, 3]
+    assert [record[0] for record in stage.ledger] == ["opened", "order_given_up"]
+
+
+def test_without_backfill_a_gap_is_named_at_once() -> None:
+    stage = Stage(enabled=False)
+    stage.came(trade(1), trade(3), depth(1, 1), depth(5, 5))
+    assert stage.ids() == [1, 3, 1, 5]
+    assert [record[0] for record in stage.ledger] == ["opened", "unfillable"] * 2
+    assert stage.requests == stage.snapshots == []
+
+
+def test_a_book_gets_a_snapshot_at_its_start_and_behind_each_gap(stage: Stage) -> None:
+    stage.came(depth(10, 12))
+    assert stage.snapshots == ["btcusdt@depth@100ms"]
+    assert stage.ids() == [12]
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(13, 15), depth(16, 18))
+    assert stage.ids() == []
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 15))
+    assert [(each.get("u"), each.get("lastUpdateId")) for each in stage.passed()] == [
+        (15, None),
+        (None, 15),
+        (18, None),
+    ]
+    assert not stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(25, 26))
+    assert stage.ledger == [
+        ("opened", "btcusdt@depth@100ms", 19, 24, "jump"),
+        ("unfillable", "btcusdt@depth@100ms", [(19, 24)], "not_kept_by_the_exchange"),
+    ]
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 23))
+    assert stage.ids() == []
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 24))
+    assert [(each.get("u"), each.get("lastUpdateId")) for each in stage.passed()] == [(None, 24), (26, None)]
+    assert equation_holds(stage.counts())
+
+
+def test_a_snapshot_that_cannot_be_fetched_holds_nothing_up(stage: Stage) -> None:
+    stage.came(depth(10, 12), depth(20, 22))
+    assert stage.ids() == [12]
+    stage.continuity.abandon_snapshot("btcusdt@depth@100ms", "rest_unreachable")
+    assert stage.ids() == [22]
+    assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 30))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 30))
+    assert len(stage.passed()) == 1
+
+
+def snapshot(stage: Stage, last_update_id: int) -> Event:
+    (event,) = stage.decode([depth(1, last_update_id)]).events
+    event.value = json.dumps({"lastUpdateId": last_update_id}).encode()
+    return Event(event.route, event.value, T0, 0, last_update_id, last_update_id)
+
+
+def test_of_two_connections_the_first_wins_and_nothing_comes_twice(stage: Stage) -> None:
+    stage.came(trade(1), trade(2), depth(1, 5), ticker(1), quote(7), bar(1, 10))
+    stage.came(trade(1), trade(2), trade(3), depth(1, 5), ticker(1), quote(7), quote(9), bar(1, 10), on=1)
+    stage.came(trade(3), trade(4), ticker(2), quote(9), bar(1, 11))
+    assert len(stage.passed()) == 6 + 2 + 3
+    assert stage.counts()["messages_duplicate"] == 6 + 2
+
+
+def test_on_one_connection_nothing_without_an_id_is_left_out(stage: Stage) -> None:
+    stage.came(ticker(5), ticker(5), ticker(4), quote(3), quote(3))
+    assert len(stage.passed()) == 5
+
+
+def test_what_only_the_standby_brought_is_counted() -> None:
+    stage = Stage(standby=True)
+    stage.came(*map(trade, range(1, 4)))
+    stage.came(*map(trade, range(1, 8)), on=1)
+    stage.came(*map(trade, range(6, 9)))
+    assert stage.ids() == list(range(1, 9))
+    assert stage.counts()["messages_saved_by_standby"] == 2
+    assert equation_holds(stage.counts())
+
+
+def test_a_new_numbering_is_followed_and_repeats_are_none(stage: Stage) -> None:
+    stage.came(*(trade(1_000 + number, at=number) for number in range(5)))
+    stage.came(*(trade(1 + number, at=100 + number) for number in range(10)))
+    assert stage.ids() == [*range(1_000, 1_005), *range(1, 11)]
+    assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 1_005, 1)]
+    assert stage.counts()["messages_duplicate"] == 0
+
+
+def test_bars_follow_each_other_once_they_are_closed(stage: Stage) -> None:
+    stage.came(bar(1, 0), bar(1, 2_000), bar(1, 60_001, closed=True), bar(2, 10), bar(1, 60_001, closed=True))
+    assert len(stage.passed()) == 4
+    assert stage.ledger == []
+    stage.came(bar(4, 10))  # neither the end of bar 2 nor bar 3 was there
+    (gap,) = stage.requests
+    assert (gap.first, gap.last) == (2 * MINUTE, 4 * MINUTE - 1)
+    stage.fetched(gap, bar(2, 1, closed=True), bar(3, 1, closed=True))
+    assert [event["k"]["t"] // MINUTE for event in stage.passed()] == [2, 3, 4]
+
+
+def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)})
+    stage.came(trade(104))
+    assert stage.ids() == []
+    (gap,) = stage.requests
+    assert (gap.first, gap.last, gap.cause) == (101, 103, "resume")
+    stage.fetched(gap, *map(trade, range(101, 104)))
+    assert stage.ids() == [101, 102, 103, 104]
+
+
+def test_what_the_run_before_left_open_is_filled_too(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((90, 91),))})
+    (gap,) = stage.requests
+    stage.came(trade(101))
+    assert stage.ids() == [101]
+    stage.fetched(gap, trade(90), trade(91))
+    assert stage.ids() == [90, 91]
+
+
+def test_a_run_that_learns_late_where_the_one_before_ended_fills_the_gap_behind(stage: Stage) -> None:
+    stage.came(trade(104), trade(105))
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)})
+    assert stage.ids() == [104, 105]
+    stage.fetched(stage.requests[0], *map(trade, range(101, 104)))
+    assert stage.ids() == [101, 102, 103]
+
+
+def test_positions_tell_what_went_into_the_buffer_and_what_is_missing_there(stage: Stage) -> None:
+    stage.came(trade(1), trade(2), trade(5), aggregate(9), bar(1, 3))
+    put, positions = stage.continuity.positions()
+    assert put == 3
+    assert positions["btcusdt@trade"] == Position("btcusdt@trade", 2)
+    assert positions["btcusdt@aggTrade"] == Position("btcusdt@aggTrade", 8)
+    assert positions["btcusdt@kline_1m"] == Position("btcusdt@kline_1m", 2 * MINUTE - 1, (), final=False)
+    stage.continuity.close()
+    put, positions = stage.continuity.positions()
+    assert put == 5
+    assert positions["btcusdt@trade"] == Position("btcusdt@trade", 5, ((3, 4),))
+    assert positions["btcusdt@aggTrade"] == Position("btcusdt@aggTrade", 9)
+
+
+def test_a_stop_lets_everything_pass_that_waits(stage: Stage) -> None:
+    stage.came(trade(1), trade(3), depth(1, 1), depth(4, 4), aggregate(5))
+    stage.fetched(stage.requests[0])
+    stage.continuity.close()
+    assert sorted(stage.ids()) == [1, 1, 3, 4, 5]
+    assert equation_holds(stage.counts())
+
+
+def test_tallies_tell_expected_against_received_by_the_ids(stage: Stage) -> None:
+    stage.came(trade(1), trade(2), trade(2), trade(5))
+    stage.fetched(stage.requests[0], trade(3))
+    (tally,) = stage.continuity.tallies()
+    assert tally[3:] == (1, 5, 4, 1, 1, 1)
+    stage.came(trade(6))
+    (tally,) = stage.continuity.tallies()
+    assert tally[3:6] == (6, 6, 1)
+
+
+@given(st.data())
+def test_whatever_comes_and_is_fetched_each_id_goes_through_once_and_in_order(data: st.DataObject) -> None:
+    """Two connections lose, repeat and swap at random; REST gives what is missing, in any pieces."""
+    stage = Stage(standby=data.draw(st.booleans()))
+    many = data.draw(st.integers(2, 60))
+    for number in range(1, many + 1):
+        for connection in (0, 1):
+            if number in {1, many} or data.draw(st.booleans()):
+                stage.came(trade(number), on=connection)
+                if data.draw(st.integers(0, 9)) == 0:
+                    stage.came(trade(data.draw(st.integers(1, number))), on=connection)
+        if stage.requests and data.draw(st.booleans()):
+            gap = data.draw(st.sampled_from(stage.requests))
+            for first, last in stage.continuity.remaining(gap):
+                stage.fetched(gap, *map(trade, range(first, min(last, first + 3) + 1)))
+    for gap in stage.requests:
+        while left := stage.continuity.remaining(gap):
+            stage.fetched(gap, *(trade(first) for first, _ in left))
+    assert stage.ids() == list(range(1, many + 1))
+    assert stage.continuity.held == 0
+    assert equation_holds(stage.counts())
