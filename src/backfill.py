@@ -120,7 +120,7 @@ class Backfill:
     def finish(self, deadline: Deadline) -> None:
         """Wait a little for what live events wait for, then close; what is open then stays unfilled."""
         if self.alive:
-            self._queue.settle(deadline.remaining(_FINISH_SECONDS))
+            self._queue.settle(min(_FINISH_SECONDS, deadline.remaining() / 5))
         self.close()
         for worker in self._workers:
             worker.join(deadline.remaining(_JOIN_SECONDS))

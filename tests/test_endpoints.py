@@ -120,6 +120,10 @@ def pass_through(telemetry: Telemetry, decoded: Decoded) -> None:
     telemetry.acknowledged(decoded.events[:1], 100)
     telemetry.returned(1, possible_duplicates=1)
     telemetry.dead_lettered(decoded.events[:1], "MessageSizeTooLargeError", "too large")
+    telemetry.backfilled(2)
+    telemetry.handed_over(2)
+    telemetry.rest_requested("aggTrades")
+    telemetry.rest_failed("aggTrades", "malformed", ValueError("no JSON"))
     telemetry.spooled(2)
     telemetry.resumed(3)
     telemetry.acknowledged(decoded.events, 300)
@@ -135,7 +139,8 @@ def samples(exposition: bytes) -> dict[str, float]:
 
 
 def imbalance(status: dict[str, Any]) -> int:
-    return int(status["messages_received"] + status["messages_recovered"] - sum(status[term] for term in TERMS))
+    came = ("messages_received", "messages_recovered", "messages_backfilled")
+    return int(sum(status[name] for name in came) - sum(status[term] for term in TERMS))
 
 
 def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant(
@@ -283,7 +288,9 @@ def test_the_equation_holds_in_a_thousand_consecutive_readings_under_load(
     assert counts[-1] > counts[0]
     gauges = [scraped[f"binance_ingestion_{name}"] for name in TERMS if name in GAUGES]
     counters = [scraped[f"binance_ingestion_{name}_total"] for name in TERMS if name in COUNTERS]
-    came = [scraped[f"binance_ingestion_messages_{name}_total"] for name in ("received", "recovered")]
+    came = [
+        scraped[f"binance_ingestion_messages_{name}_total"] for name in ("received", "recovered", "backfilled")
+    ]
     assert sum(came) == sum(gauges) + sum(counters)
 
 

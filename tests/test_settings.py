@@ -60,6 +60,11 @@ DEFAULTS: dict[str, object] = {
     "CONNECTION_BATCH_TIMEOUT_SECONDS": 5,
     "CONNECTION_TIMEOUT_SECONDS": 10,
     "CONNECTION_SILENCE_TIMEOUT_SECONDS": 30,
+    "BACKFILL_ENABLED": True,
+    "BACKFILL_WEIGHT_PER_MINUTE": 3000,
+    "BACKFILL_MAX_WAIT_SECONDS": 10,
+    "BACKFILL_MAX_HELD_EVENTS": 50_000,
+    "BACKFILL_SNAPSHOT_LEVELS": 1000,
     "DELIVERY_MAX_IN_FLIGHT_RECORDS": 200_000,
     "DELIVERY_MAX_IN_FLIGHT_BYTES": 104_857_600,
     "SPOOL_PATH": Path("data/spool"),
@@ -89,7 +94,7 @@ SECRET_FILES = {
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.upper().startswith(
-            ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "LOG_", "MONITORING_")
+            ("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "LOG_", "MONITORING_")
         ):
             monkeypatch.delenv(name)
     for name in ("METRICS_INTERVAL_SECONDS", "SHUTDOWN_TIMEOUT_SECONDS"):
@@ -150,6 +155,10 @@ PARSED = [
     ("KAFKA_SSL_CIPHERS", "ECDHE+AESGCM", "ECDHE+AESGCM"),
     ("CONNECTION_RECONNECT_INTERVAL", "0.05", 0.05),
     ("CONNECTION_MAX_RETRIES", "0", 0),
+    ("BACKFILL_ENABLED", "false", False),
+    ("BACKFILL_WEIGHT_PER_MINUTE", "300", 300),
+    ("BACKFILL_MAX_WAIT_SECONDS", "0", 0),
+    ("BACKFILL_SNAPSHOT_LEVELS", "5000", 5000),
     ("SPOOL_PATH", "/srv/spool", Path("/srv/spool")),
     ("SPOOL_MIN_FREE_BYTES", "0", 0),
     ("SPOOL_FSYNC", "FULL", "full"),
@@ -193,6 +202,7 @@ def test_every_variable_is_read_from_the_environment_and_from_the_file(monkeypat
     given |= {variable: text for variable, text, parsed in PARSED if parsed}
     for name in ("KAFKA_SSL_CHECK_HOSTNAME", "SHUTDOWN_TIMEOUT_SECONDS", "CONNECTION_RECONNECT_INTERVAL"):
         given[name] = {"KAFKA_SSL_CHECK_HOSTNAME": "false"}.get(name, "7")
+    given["BACKFILL_ENABLED"] = "false"
     given["KAFKA_SECURITY_PROTOCOL"] = "sasl_plaintext"  # with TLS the files would have to be real ones
     assert given.keys() == DEFAULTS.keys() - SECRET_FILES.keys()
     for name, value in given.items():

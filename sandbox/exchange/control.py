@@ -10,6 +10,7 @@ from sandbox.exchange import frames
 from sandbox.exchange.faults import ControlError, Faults, payload_from
 from sandbox.exchange.record import Tally, by_kind, stream_label
 from sandbox.exchange.replay import Pace, Recording, Replay, ReplayError
+from sandbox.exchange.rest import Forced
 from sandbox.exchange.settings import SYMBOL_STATUSES, Mix, SettingsError
 from sandbox.exchange.tamper import tally_of
 
@@ -153,19 +154,24 @@ class Control(Faults):
         self._core.pump.halted = status == "BREAK"
         return {"status": status}
 
-    def rest(
+    def rest(  # noqa: PLR0913 - one command, many faults
         self,
         status: int | None = None,
         count: int = 1,
         delay_s: float | None = None,
         lag_s: float | None = None,
         *,
+        body: str | None = None,
+        retry_after_s: int | None = None,
         forgive: bool = False,
     ) -> Answer:
-        """Answer the next `count` REST requests with a status; delay all, let history lag, forgive weights."""
+        """Answer the next `count` REST requests so; delay all, let history lag, forgive weights.
+
+        An answer with a body and no status has 200, one without a body is an error of the exchange.
+        """
         rest = self._rest
-        if status is not None:
-            rest.forced += [status] * count
+        if status is not None or body is not None:
+            rest.forced += [Forced(200 if status is None else status, body, retry_after_s)] * count
         rest.delay_s = rest.delay_s if delay_s is None else delay_s
         rest.lag_s = rest.lag_s if lag_s is None else lag_s
         if forgive:

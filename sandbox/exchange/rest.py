@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,15 @@ _WEIGHTS = {
 }
 
 
+@dataclass(frozen=True)
+class Forced:
+    """An answer that was commanded; without a body that of an unknown error."""
+
+    status: int
+    body: str | None = None
+    retry_after_s: int | None = None
+
+
 class Rest:
     """The REST side: weights, refusals, faults, answers. Historical answers lag by `lag_s`, as a database may."""
 
@@ -46,7 +56,7 @@ class Rest:
         self.budget = Budget(core.settings.rest)
         self.lag_s = core.settings.rest.lag_s
         self.delay_s = 0.0
-        self.forced: list[int] = []
+        self.forced: list[Forced] = []
 
     def routes(self) -> list[web.RouteDef]:
         """Every endpoint as a route."""
@@ -66,9 +76,7 @@ class Rest:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.forced:
-            return self._error(
-                self.forced.pop(0), -1000, "An unknown error occurred while processing the request."
-            )
+            return self._forced(self.forced.pop(0))
         query = Query(request.query, self._core.market.by_name)
         refusal = self.budget.charge(self._weight(name, query), self._now_ms())
         if refusal is not None:
@@ -78,6 +86,12 @@ class Rest:
         except ApiError as error:
             return self._error(400, error.code, str(error))
         return web.Response(text=text, content_type="application/json", headers=self._headers())
+
+    def _forced(self, forced: Forced) -> web.Response:
+        if forced.body is None:
+            message = "An unknown error occurred while processing the request."
+            return self._error(forced.status, -1000, message, forced.retry_after_s)
+        return web.Response(status=forced.status, text=forced.body, headers=self._headers())
 
     def _weight(self, name: str, query: Query) -> int:
         if name != "depth":
