@@ -209,7 +209,8 @@ class Continuity:
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events went into the buffer so far, and where each counted stream stands with these."""
         with self._lock:
-            return self._put, {stream.name: stream.position() for stream in self._counted()}
+            standing = [stream for stream in self._streams.values() if stream.first_seen or stream.resumed]
+            return self._put, {stream.name: stream.position() for stream in standing}
 
     def traffic(self) -> dict[str, int]:
         """Return, by stream, how many events came."""
@@ -390,6 +391,8 @@ class Continuity:
         event = stream.first_seen
         missing = list(position.missing)
         if event is not None:  # late: this run's first events have passed
+            before = event.first_id - 1  # what this run has seen itself, it follows itself
+            missing = [(first, min(last, before)) for first, last in missing if first <= before]
             first, last = stream.missing_since_earlier_run(event)
             missing += [(first, last)] if first <= last else []
             stream.resumed = None
