@@ -101,7 +101,6 @@ class Backfill:
         fill = Fill(gap, Counter())
         fill.refused = self._queue.fills >= MAX_GAPS
         self._queue.put(fill)
-        self._telemetry.fills_open(self._queue.fills)
 
     def request_snapshot(self, stream: str, symbol: str) -> None:
         """Note a snapshot to be taken; never waits and never calls back."""
@@ -135,7 +134,6 @@ class Backfill:
             delay = self._fill(task) if isinstance(task, Fill) else self._take_snapshot(task)
             if delay is None:
                 self._queue.done(task)
-                self._telemetry.fills_open(self._queue.fills)
             else:
                 self._queue.put_back(task, delay)
 

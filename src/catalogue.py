@@ -42,14 +42,23 @@ COUNTERS = {
     "rest_requests": "requests to the exchange's REST interface",
     "rest_failures": "REST requests that brought nothing usable",
     "snapshots_taken": "order book snapshots that went into the depth topic",
+    "gaps_opened": "times that ids were found missing from a stream",
+    "gaps_filled": "gaps that were filled",
+    "gaps_unfillable": "times that missing ids were given up, depth aside",
+    "depth_gaps": "gaps in depth, each followed by a snapshot of the order book",
+    "ids_missing": "ids of trades and aggregate trades that were given up",
+    "order_given_up": "gaps that live events of the symbol did not wait for",
+    "ledger_records": "records of the gap ledger acknowledged by Kafka",
+    "ledger_records_lost": "records of the gap ledger that found no place",
 }
 GAUGES = {
     "messages_buffered": "events in the buffer, or waiting behind a gap that is being filled",
     "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
-    "gaps_open": "gaps that are being filled over REST",
     "rest_weight_used": "request weight of this minute by all behind our IP, as the exchange last told it",
     "connected": "1 when every stream is subscribed to on an open connection",
+    "gaps_open": "gaps that are neither filled nor given up",
+    "ledger_backlog": "records of the gap ledger that are not in Kafka yet",
 }
 REASONS = {
     "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object", "misnumbered"),

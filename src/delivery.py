@@ -149,16 +149,15 @@ class Delivery:
         self._wake.set()
         return self._settled_up_to
 
-    def deliver_rest(self, deadline: Deadline) -> None:
-        """Deliver what Kafka takes; returns early when it takes nothing more, and in time for `close`."""
+    def finish(self, deadline: Deadline) -> None:
+        """Deliver by the deadline what Kafka takes, when nothing is accepted any more."""
         self._sink.hurry()
         connecting = Deadline(_CONNECTING_SECONDS)
         while deadline.remaining() > self._sink.FORCE_SECONDS and self._has_hope(connecting):
             self._closing.wait(0.02)
 
     def close(self, deadline: Deadline) -> None:
-        """Deliver by the deadline what Kafka takes, leave the rest on disk, close everything."""
-        self.deliver_rest(deadline)
+        """Leave on disk what is not delivered, close everything."""
         self._closing.set()
         self._wake.set()
         self._drainer.join(deadline.remaining())

@@ -22,11 +22,11 @@ SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "stream_silent"
 
 
 class Ledger(Protocol):
-    """Who writes down what becomes of the connections; no method waits."""
+    """Who writes down what becomes of the connections, by their sources; no method waits."""
 
-    def connection_opened(self, number: int, slot: int, streams: int) -> None: ...  # noqa: D102
-    def connection_closed(self, number: int, slot: int, code: int | None, reason: str) -> None: ...  # noqa: D102
-    def connection_rotated(self, number: int, cause: str) -> None: ...  # noqa: D102
+    def connection_opened(self, connection: int, streams: int) -> None: ...  # noqa: D102
+    def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None: ...  # noqa: D102
+    def connection_rotated(self, old: int, new: int, cause: str) -> None: ...  # noqa: D102
 
 
 class Parts(NamedTuple):
@@ -182,11 +182,11 @@ class Line:
         """Take note of a new connection."""
         self._slots[slot].shutdown_announced = False
         self._slots[slot].forget()
-        self._parts.ledger.connection_opened(self.number, slot, len(self.streams))
+        self._parts.ledger.connection_opened(self._slots[slot].source, len(self.streams))
 
     def ended(self, slot: int, code: int | None, reason: str) -> None:
         """Take note of the end of a connection."""
-        self._parts.ledger.connection_closed(self.number, slot, code, reason)
+        self._parts.ledger.connection_closed(self._slots[slot].source, code, reason, "closed" if code else "lost")
 
     def may_give_up(self, slot: int) -> bool:
         """Say whether the other connection is not wanted, or has failed as often."""
@@ -267,7 +267,8 @@ class Line:
         self._rotation = None
         slot, seconds = rotation.fresh.number, now - rotation.began
         self._parts.telemetry.rotated(self.number, rotation.cause, seconds, sorted(missing), slot)
-        self._parts.ledger.connection_rotated(self.number, rotation.cause)
+        old = rotation.fresh if self._settings.standby else rotation.kept
+        self._parts.ledger.connection_rotated(old.source, rotation.fresh.source, rotation.cause)
 
     @property
     def _fresh(self) -> Slot | None:

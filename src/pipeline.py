@@ -8,6 +8,7 @@ lines --chunks--> decoder --events--> continuity --> buffer --batches--> deliver
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from src.binance_client import GOODBYE_SECONDS
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
     from src.checkpoints import CheckpointWriter
     from src.continuity import Continuity
     from src.delivery import Delivery
+    from src.ledger import Hours
     from src.line import Slot
     from src.lines import Lines
+    from src.outbox import Outbox
     from src.resume import Resume
     from src.telemetry import Telemetry
+
+_OUTBOX_SECONDS = 2.0
+"""At the stop, for the last records of the ledger; what is not sent by then is on disk."""
 
 
 class Pipeline:
@@ -45,6 +51,8 @@ class Pipeline:
         delivery: Delivery,
         resume: Resume,
         checkpoints: CheckpointWriter,
+        hours: Hours,
+        outbox: Outbox,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
     ) -> None:
@@ -54,9 +62,11 @@ class Pipeline:
         self._delivery = delivery
         self._resume = resume
         self._checkpoints = checkpoints
+        self._hours = hours
+        self._outbox = outbox
         self._telemetry = telemetry
         self.lines = open_lines(self._ingest)
-        self._keeper = Keeper(self.lines, continuity, on_exit)
+        self._keeper = Keeper(self.lines, self, on_exit)
         self._publisher = Worker("kafka-publisher", self._publish, on_exit)
         self._reading = False
 
@@ -64,6 +74,7 @@ class Pipeline:
         """Start from the end of the flow backwards, all but the lines."""
         self._resume.start()
         self._delivery.start()
+        self._outbox.start()
         self._publisher.start()
         self._backfill.start()
         self._checkpoints.start()
@@ -88,11 +99,13 @@ class Pipeline:
         self.lines.join(Deadline(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0)))
         self._backfill.finish(deadline)
         self._continuity.close()
+        self._hours.finish()
         self._buffer.close()
         self._publisher.join(deadline.remaining())
         self._resume.close(deadline.remaining(at_most=0.5))
-        self._delivery.deliver_rest(deadline)
+        self._delivery.finish(deadline)
         self._checkpoints.close(deadline)
+        self._outbox.close(Deadline(deadline.remaining(at_most=_OUTBOX_SECONDS)))
         self._delivery.close(deadline)
         self._telemetry.left_behind()
 
@@ -107,9 +120,18 @@ class Pipeline:
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        workers = (self._delivery, self._backfill, self._publisher, self._resume, self._checkpoints)
+        workers = (self._delivery, self._outbox, self._backfill, self._publisher, self._resume, self._checkpoints)
         readers = (self.lines, self._keeper) if self._reading else ()
         return all(worker.alive for worker in (*workers, *readers))
+
+    def traffic(self) -> dict[str, int]:
+        """Return the events received so far, by stream."""
+        return self._continuity.traffic()
+
+    def tick(self) -> None:
+        """Do what is due by the clock; called about five times a second."""
+        self._continuity.tick()
+        self._hours.tick(time.time_ns() // 1_000_000)
 
     def _ingest(self, slot: Slot) -> None:
         for chunk in slot.chunks():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from src.deadline import Deadline
 from src.delivery import Delivery
 from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
+from src.ledger import Hours, Ledger
 from src.line import Parts, Slot
 from src.lines import Lines
 from src.logger import configure_logging, get_logger
+from src.outbox import Outbox
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
 from src.telemetry import Telemetry
@@ -44,34 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from src.worker import Worker
-
-
-class _NoLedger:
-    """Writes nothing down."""
-
-    def connection_opened(self, number: int, slot: int, streams: int) -> None:
-        """Do nothing."""
-
-    def connection_closed(self, number: int, slot: int, code: int | None, reason: str) -> None:
-        """Do nothing."""
-
-    def connection_rotated(self, number: int, cause: str) -> None:
-        """Do nothing."""
-
-    def gap_opened(self, gap: object) -> None:
-        """Do nothing."""
-
-    def gap_filled(self, gap: object, count: int) -> None:
-        """Do nothing."""
-
-    def gap_unfillable(self, gap: object, missing: object, reason: str) -> None:
-        """Do nothing."""
-
-    def order_given_up(self, gap: object, reason: str) -> None:
-        """Do nothing."""
-
-    def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
-        """Do nothing."""
 
 
 class Service:
@@ -94,10 +69,15 @@ class Service:
             settings.binance.rest_base_url, WeightBudget(settings.backfill.weight_per_minute), self._telemetry
         )
         backfill = Backfill(settings.backfill, rest, topics, self._telemetry, self._worker_ended)
+        outbox = Outbox(
+            settings.spool.path, settings.kafka.topic_gaps, self._sink, self._telemetry, self._worker_ended
+        )
+        self._ledger = Ledger(outbox.post, self._telemetry)
+        self._telemetry.tell_dropped = self._ledger.dropped
         continuity = Continuity(
             buffer,
             backfill,
-            _NoLedger(),
+            self._ledger,
             self._telemetry,
             settings.backfill,
             topics,
@@ -114,6 +94,8 @@ class Service:
             delivery,
             resume,
             self._checkpoints(delivery, continuity, resume),
+            Hours(self._ledger, continuity.tallies, time.time_ns() // 1_000_000),
+            outbox,
             self._telemetry,
             self._worker_ended,
         )
@@ -190,7 +172,7 @@ class Service:
             settings.connection,
             EventDecoder(topic_names(settings.kafka)),
             self._telemetry,
-            _NoLedger(),
+            self._ledger,
             read,
             self._worker_ended,
         )

@@ -13,9 +13,10 @@ from src.logger import get_logger
 from src.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from src.events import Decoded, Event
+    from src.holes import Gap
 
 _CONNECTION_REASONS = {
     "WentSilent": "silent",
@@ -44,6 +45,8 @@ class Telemetry:
         self._open: set[tuple[int, int]] = set()  # line and slot
         self._last_message_ms: int | None = None
         self._repeats = Repeats(repeat_seconds)
+        self.tell_dropped: Callable[[Sequence[Event], str], None] = _nobody_asked
+        """Who is told which events are lost, and why."""
 
     def snapshot(self) -> dict[str, Any]:
         """Return every metric of this instant, flat, as `service_metrics` shows them."""
@@ -130,11 +133,6 @@ class Telemetry:
         """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
         self._warn("snapshot_delayed", reason, stream=stream)
 
-    def fills_open(self, gaps: int) -> None:
-        """Take note of how many gaps are being filled."""
-        with self._lock:
-            self._counts["gaps_open"] = gaps
-
     def snapshot_taken(self, stream: str, last_update_id: int) -> None:
         """Count a snapshot of an order book that is on its way to the depth topic."""
         self._count("snapshots_taken")
@@ -212,6 +210,7 @@ class Telemetry:
         """Count events that are lost, by reason and by symbol."""
         if not events:
             return
+        self.tell_dropped(events, reason)
         symbols = Counter((event.route.key or b"").decode() for event in events)
         with self._lock:
             self._counts[f"messages_{was}"] -= len(events)
@@ -233,6 +232,64 @@ class Telemetry:
     def aside_record_refused(self, topic: str, error: BaseException) -> None:
         """Log that a topic beside the data's did not take a record; its sender keeps it."""
         self._warn("aside_record_refused", type(error).__name__, topic=topic, error=str(error))
+
+    # The gap ledger
+
+    def gap_opened(self, gap: Gap, gaps_open: int) -> None:
+        """Count ids that are missing from a stream."""
+        self._count_gap("gaps_opened", gaps_open)
+        self._warn("gap_opened", gap.cause, stream=gap.stream, first=gap.first, last=gap.last)
+
+    def gap_filled(self, gap: Gap, events: int, gaps_open: int) -> None:
+        """Count a gap that waits for nothing any more."""
+        self._count_gap("gaps_filled", gaps_open)
+        if (counted := self._repeats.add(("gap_filled", ""), 1)) is not None:
+            told = {"stream": gap.stream, "first": gap.first, "last": gap.last, "events": events}
+            self._log.info("gap_filled", count=counted, **told)
+
+    def gap_unfillable(self, gap: Gap, ids: int, reason: str, gaps_open: int) -> None:
+        """Count ids that will not come; `ids` is 0 for bars, whose gaps are stretches of time."""
+        depth = gap.event_type == "depth_update"  # a snapshot makes up for it
+        self._count_gap("depth_gaps" if depth else "gaps_unfillable", gaps_open)
+        self._count("ids_missing", 0 if depth else ids)
+        say = self._warn if depth else self._error
+        say("gap_unfillable", reason, stream=gap.stream, first=gap.first, last=gap.last, ids=ids)
+
+    def order_given_up(self, gap: Gap, reason: str) -> None:
+        """Count a gap that live events of its symbol wait for no more; what fills it comes out of order."""
+        self._count("order_given_up")
+        self._warn("order_given_up", reason, stream=gap.stream, first=gap.first, last=gap.last)
+
+    def renumbered(self, stream: str, expected: int, got: int) -> None:
+        """Log that the exchange counts a stream anew."""
+        self._warn("stream_renumbered", stream, expected=expected, got=got)
+
+    def ledger_record_written(self) -> None:
+        """Count a record of the ledger that Kafka acknowledged."""
+        self._count("ledger_records")
+
+    def ledger_backlog(self, records: int) -> None:
+        """Take note of how many records of the ledger are not in Kafka."""
+        with self._lock:
+            self._counts["ledger_backlog"] = records
+
+    def ledger_records_lost(self, records: int, reason: str) -> None:
+        """Count records of the ledger that found no place."""
+        self._count("ledger_records_lost", records)
+        self._error("ledger_records_lost", reason, count=records)
+
+    def ledger_disk_failing(self, error: str) -> None:
+        """Log that the ledger's file does not take or give something; its records stay in memory."""
+        self._error("ledger_disk_failing", "disk", error=error)
+
+    def ledger_damaged(self, path: str) -> None:
+        """Log that the ledger's file was found damaged and set aside."""
+        self._log.error("ledger_damaged", set_aside_as=path)
+
+    def _count_gap(self, name: str, gaps_open: int) -> None:
+        with self._lock:
+            self._counts[name] += 1
+            self._counts["gaps_open"] = gaps_open
 
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""
@@ -476,6 +533,10 @@ class Telemetry:
     def _error(self, event: str, reason: str, count: int = 1, **context: object) -> None:
         if (counted := self._repeats.add((event, reason), count)) is not None:
             self._log.error(event, reason=reason, count=counted, **context)
+
+
+def _nobody_asked(events: Sequence[Event], reason: str) -> None:
+    """Stand in until somebody asks."""
 
 
 def _now_ms() -> int:

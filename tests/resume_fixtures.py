@@ -211,7 +211,7 @@ class Run:
         self._open = False
         deadline = Deadline(seconds)
         self.resume.close(deadline.remaining())
-        self.delivery.deliver_rest(deadline)
+        self.delivery.finish(deadline)
         self.checkpoints.close(deadline)
         self.delivery.close(deadline)
         assert [worker.failure for worker in self.ended if worker.failure] == []
