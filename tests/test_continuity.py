@@ -38,7 +38,7 @@ class Stage:
         self._buffer = Buffer(1, 0.001)
         self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
         self.continuity = Continuity(
-            self._buffer, self, self, self.telemetry, BackfillConfig(**settings), TOPICS, standby=standby
+            self._buffer, self, self, self.telemetry, BackfillConfig(**settings), standby=standby
         )
 
     def came(self, *payloads: dict[str, Any], on: int = 0) -> None:
@@ -389,8 +389,8 @@ def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
 
 def test_what_the_run_before_left_open_is_filled_too(stage: Stage) -> None:
     stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((90, 91),))})
-    (gap,) = stage.requests
     stage.came(trade(101))
+    (gap,) = stage.requests
     assert stage.ids() == [101]
     stage.fetched(gap, trade(90), trade(91))
     assert stage.ids() == [90, 91]
