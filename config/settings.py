@@ -436,6 +436,13 @@ class SpoolConfig(_Section):
         return value.lower() if isinstance(value, str) else value
 
 
+class ResumeConfig(_Section):
+    """How a run goes on where the one before has ended."""
+
+    checkpoint_interval_seconds: Seconds = 10.0
+    resume_timeout_seconds: Seconds = 30.0
+
+
 class LoggingConfig(_Section):
     """What is logged, and in which form."""
 
@@ -482,6 +489,7 @@ class Settings(_Section):
     backfill: BackfillConfig = Field(default_factory=BackfillConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
@@ -494,6 +502,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "backfill": BackfillConfig,
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
+    "resume": ResumeConfig,
     "logging": LoggingConfig,
     "monitoring": MonitoringConfig,
     "service": ServiceConfig,
@@ -539,7 +548,10 @@ def changed_variables(before: Settings, after: Settings) -> list[str]:
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
-    prefixes = ("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
+    prefixes = (
+        *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_"),
+        *("CHECKPOINT_", "RESUME_"),
+    )
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [

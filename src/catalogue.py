@@ -17,6 +17,8 @@ COUNTERS = {
     "messages_saved_by_standby": "events that only one of two connections for the same streams brought",
     "messages_dead_lettered": "events that Kafka will never take, set aside with the reason",
     "messages_recovered": "events that an earlier run had left on disk",
+    "messages_already_delivered": "events left on disk by an earlier run that Kafka had: not sent again",
+    "checkpoints_written": "checkpoints of where the streams stand",
     "possible_duplicates": "events sent again because the answer to the first sending was lost",
     "kafka_produced": "events acknowledged by Kafka",
     "kafka_failed": "events that Kafka did not take",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Ledger(Protocol):
-    """Who writes down what becomes of the connections, by their sources; no method waits."""
+    """Who writes down what becomes of the connections; no method waits."""
 
     def connection_opened(self, connection: int, streams: int) -> None: ...  # noqa: D102
     def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None: ...  # noqa: D102

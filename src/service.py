@@ -44,10 +44,13 @@ from src.weight_budget import WeightBudget
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
+    from src.checkpoints import CheckpointWriter
     from src.kafka_producer import KafkaSink, topic_names
+    from src.resume import Resume
 
 _STALLED_SECONDS = 5.0
 _LISTING_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,16 +88,19 @@ class Service:
             self._ledger,
             self._telemetry,
             settings.backfill,
-            topics,
             standby=settings.connection.standby,
         )
         backfill.attach(continuity)
+        delivery = Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended)
+        resume = self._resume(delivery, continuity)
         self._pipeline = Pipeline(
             lambda read: Lines(settings.binance.named_streams(), self._parts(read)),
             continuity,
             backfill,
             buffer,
-            Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
+            delivery,
+            resume,
+            self._checkpoints(delivery, continuity, resume),
             Hours(self._ledger, continuity.tallies, time.time_ns() // 1_000_000),
             outbox,
             self._telemetry,
@@ -125,21 +131,25 @@ class Service:
         self._listing.start()
         interval = self._settings.service.metrics_interval_seconds
         signal.setitimer(signal.ITIMER_REAL, interval, interval)  # raises METRICS_DUE
-        cause = self._wait()
+        cause = None
+        while cause is None and not self._pipeline.may_open_lines:
+            cause = self._cause_to_stop(signal.sigtimedwait(signals.RECEIVED, _LOOK_SECONDS))
+        if cause is None:
+            self._pipeline.open_lines()
+        while cause is None:
+            cause = self._cause_to_stop(signal.sigwaitinfo(signals.RECEIVED))
         signal.setitimer(signal.ITIMER_REAL, 0)
         return self._stop(cause)
 
-    def _wait(self) -> str:
-        while True:
-            received = signal.sigwait(signals.RECEIVED)
-            if received in signals.STOP:
-                return signal.Signals(received).name
-            if received == signals.METRICS_DUE:
-                self._telemetry.reported()
-            elif received == signals.RELOAD:
-                self._reload()
-            elif self._failed:
-                return f"{self._failed[0].name} ended"
+    def _cause_to_stop(self, received: signal.struct_siginfo | None) -> str | None:
+        number = received.si_signo if received is not None else None
+        if number in signals.STOP:
+            return signal.Signals(number).name
+        if number == signals.METRICS_DUE:
+            self._telemetry.reported()
+        elif number == signals.RELOAD:
+            self._reload()
+        return f"{self._failed[0].name} ended" if self._failed else None
 
     def _reload(self) -> None:
         """Read the settings again; take over which streams are meant, and say what else has changed."""
@@ -204,6 +214,31 @@ class Service:
             self._ledger,
             read,
             self._worker_ended,
+        )
+
+    def _resume(self, delivery: Delivery, continuity: Continuity) -> Resume:
+        return Resume(
+            self._settings.kafka,
+            topic_names(self._settings.kafka),
+            self._settings.resume.resume_timeout_seconds,
+            self._spool,
+            delivery,
+            continuity,
+            self._telemetry,
+            self._worker_ended,
+            lambda: self._sink.ready,
+        )
+
+    def _checkpoints(self, delivery: Delivery, continuity: Continuity, resume: Resume) -> CheckpointWriter:
+        return CheckpointWriter(
+            self._settings.kafka,
+            self._settings.resume.checkpoint_interval_seconds,
+            self._sink,
+            delivery,
+            continuity,
+            self._telemetry,
+            self._worker_ended,
+            lambda: resume.done,
         )
 
     def _open_endpoints(self) -> Endpoints | None:

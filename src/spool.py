@@ -170,12 +170,20 @@ class Spool:
         with self._lock, _translated():
             return [self._event(*row) for row in self._database.execute(query, (after, limit))]
 
-    def remove(self, numbers: Sequence[int]) -> None:
-        """Delete events by sequence number; numbers that are not there do no harm."""
+    @property
+    def first_seq(self) -> int | None:
+        """The lowest number on disk, None when there is none."""
+        with self._lock, _translated():
+            ((lowest,),) = self._database.execute("SELECT MIN(seq) FROM events").fetchall()
+        return None if lowest is None else int(lowest)
+
+    def remove(self, numbers: Sequence[int]) -> int:
+        """Delete events by sequence number and return how many; numbers that are not there do no harm."""
         with self._lock:
             with self._transaction() as database:
                 deleted = _delete(database, numbers)
             self._forget(deleted)
+        return len(deleted)
 
     def evict(self, topic: str, size: int, not_before: int) -> list[Event]:
         """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them."""

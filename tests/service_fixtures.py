@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RIGHT = (
     *("messages_skipped", "messages_buffered", "messages_in_flight", "messages_spooled", "kafka_produced"),
     *("kafka_failed", "messages_dead_lettered", "messages_dropped", "messages_duplicate"),
+    "messages_already_delivered",
 )
 
 

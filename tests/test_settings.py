@@ -78,6 +78,8 @@ DEFAULTS: dict[str, object] = {
     "SPOOL_MAX_BYTES": 10 * 1024**3,
     "SPOOL_MIN_FREE_BYTES": 1024**3,
     "SPOOL_FSYNC": "normal",
+    "CHECKPOINT_INTERVAL_SECONDS": 10,
+    "RESUME_TIMEOUT_SECONDS": 30,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
     "METRICS_INTERVAL_SECONDS": 30,
