@@ -165,8 +165,9 @@ class Line:
 
     @property
     def failures_in_a_row(self) -> int:
-        """How often connecting has failed in a row, of the slot that has it worst."""
-        return max(slot.connection.failures_in_a_row for slot in self._slots)
+        """How often connecting has failed in a row, of the slot that has it best: the line ends with that one."""
+        wanted = [slot.connection for slot in self._slots if slot.connection.wanted]
+        return min((connection.failures_in_a_row for connection in wanted), default=0)
 
     @property
     def age(self) -> float:

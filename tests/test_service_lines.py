@@ -1,4 +1,4 @@
-"""The real process with rotation and standby under load: what is in Kafka is what the exchange's market did, once."""
+"""The real process with rotation and standby under load: Kafka holds what the market did, each event once."""
 
 from __future__ import annotations
 
