@@ -175,11 +175,12 @@ class Backfill:
         fill.admitted = True
         answers = answers_needed(fill.gap, missing)
         fill.promised = answers * WEIGHTS[fill.gap.event_type]
-        ahead = sum(other.promised for other in self._queue.awaited() if other is not fill)
+        earlier = (other for other in self._queue.awaited() if other.requested_at < fill.requested_at)
+        ahead = sum(other.promised for other in earlier)
         seconds = max(answers * self._answer_seconds, self._rest.budget.wait_for(ahead + fill.promised))
         if self._outage.remaining() > 0:
             self._give_up_order(fill, Unreachable.reason)
-        elif seconds > self._settings.max_wait_seconds:
+        elif seconds > self._settings.max_wait_seconds >= self._rest.budget.wait_for(WEIGHTS[fill.gap.event_type]):
             self._give_up_order(fill, "too_large")
 
     def _must_wait(self, fill: Fill, weight: int) -> float:
@@ -190,12 +191,14 @@ class Backfill:
             self._give_up_order(fill, Unreachable.reason)
             return wait
         wait = self._rest.budget.reserve(weight, 1.0 if fill.awaited else _BACKGROUND_SHARE)
-        if wait > self._time_left(fill):
+        if not wait:
+            fill.promised -= weight
+        elif wait > self._time_left(fill):
             self._give_up_order(fill, Limited.reason)
         return wait
 
-    def _time_left(self, fill: Fill) -> float:
-        return fill.requested_at + self._settings.max_wait_seconds - time.monotonic()
+    def _time_left(self, task: Task) -> float:
+        return task.requested_at + self._settings.max_wait_seconds - time.monotonic()
 
     def _give_up_order(self, fill: Fill, reason: str) -> None:
         if fill.awaited:
@@ -279,13 +282,12 @@ class Backfill:
     # Snapshots
 
     def _take_snapshot(self, task: Snapshot) -> float | None:
-        """Try once; depth is held only while an answer is on its way."""
+        """Try once; depth is not held for longer than it takes to ask."""
         stream, levels = task.stream, self._settings.snapshot_levels
         if not self._settings.enabled:
             self._continuity.abandon_snapshot(stream, "backfill_disabled")
             return None
-        wait = self._outage.remaining() or self._rest.budget.reserve(depth_weight(levels))
-        if wait > 0:
+        if (wait := self._snapshot_must_wait(task, depth_weight(levels))) > 0:
             return wait
         if not self._continuity.expect_snapshot(stream):
             self._rest.budget.release(depth_weight(levels))
@@ -299,6 +301,16 @@ class Backfill:
             return self._next_delay(task, self._pace.longest_delay)
         self._telemetry.snapshot_taken(stream, event.last_id)
         return None
+
+    def _snapshot_must_wait(self, task: Snapshot, weight: int) -> float:
+        """Reserve the weight, or return how long to wait; depth passes meanwhile if that is long."""
+        if (wait := self._outage.remaining()) > 0:
+            self._continuity.abandon_snapshot(task.stream, f"rest_{Unreachable.reason}")
+            return wait
+        wait = self._rest.budget.reserve(weight)
+        if wait > self._time_left(task):
+            self._continuity.abandon_snapshot(task.stream, f"rest_{Limited.reason}")
+        return wait
 
     def _no_snapshot(self, task: Snapshot, error: RestError) -> float | None:
         if isinstance(error, Closed):
