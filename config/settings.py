@@ -30,6 +30,8 @@ _ENCODING = "utf-8-sig"  # some editors start `.env` with a byte order mark, whi
 _SHOWN = 200  # characters of a wrong value
 
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_WINDOW = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
+_SHORTEST_WINDOW = 600  # seconds
 _ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
@@ -349,6 +351,30 @@ class ConnectionConfig(_Section):
     batch_timeout_seconds: Seconds = 5.0
     timeout_seconds: Seconds = 10.0
     silence_timeout_seconds: Seconds = 30.0
+    stream_silence_timeout_seconds: Seconds = 30.0
+    stream_silence_times: Annotated[float, Field(ge=2, le=10_000, allow_inf_nan=False)] = 20.0
+    rotate_after_seconds: Annotated[float, Field(gt=0, le=86_100, allow_inf_nan=False)] = 82_800.0
+    rotate_window: str | None = None
+    rotate_overlap_seconds: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 60.0
+    standby: bool = False
+
+    @field_validator("rotate_window")
+    @classmethod
+    def _check_rotate_window(cls, window: str | None) -> str | None:
+        if window and not (_WINDOW.fullmatch(window) and _seconds_of_day(window)):
+            raise ValueError("must be two times of the day in UTC at least 10 minutes apart, such as 03:00-04:00")
+        return window
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """When connections are replaced: from and to, in seconds of the day in UTC; None at any time."""
+        return _seconds_of_day(self.rotate_window) if self.rotate_window else None
+
+
+def _seconds_of_day(window: str) -> tuple[int, int] | None:
+    """Read `HH:MM-HH:MM`, which may go over midnight; None when it is shorter than ten minutes."""
+    start, end = (60 * (60 * int(time[:2]) + int(time[3:])) for time in window.split("-"))
+    return (start, end) if (end - start) % 86_400 >= _SHORTEST_WINDOW else None
 
 
 class BackfillConfig(_Section):

@@ -101,7 +101,6 @@ class Backfill:
         fill = Fill(gap, Counter())
         fill.refused = self._queue.fills >= MAX_GAPS
         self._queue.put(fill)
-        self._telemetry.fills_open(self._queue.fills)
 
     def request_snapshot(self, stream: str, symbol: str) -> None:
         """Note a snapshot to be taken; never waits and never calls back."""
@@ -120,7 +119,7 @@ class Backfill:
     def finish(self, deadline: Deadline) -> None:
         """Wait a little for what live events wait for, then close; what is open then stays unfilled."""
         if self.alive:
-            self._queue.settle(deadline.remaining(_FINISH_SECONDS))
+            self._queue.settle(min(_FINISH_SECONDS, deadline.remaining() / 5))
         self.close()
         for worker in self._workers:
             worker.join(deadline.remaining(_JOIN_SECONDS))
@@ -135,7 +134,6 @@ class Backfill:
             delay = self._fill(task) if isinstance(task, Fill) else self._take_snapshot(task)
             if delay is None:
                 self._queue.done(task)
-                self._telemetry.fills_open(self._queue.fills)
             else:
                 self._queue.put_back(task, delay)
 

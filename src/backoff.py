@@ -26,9 +26,12 @@ class Backoff:
     def failed(self) -> float | None:
         """Count a failed attempt; return the seconds to wait, None when it was the last one allowed."""
         self.failures += 1
-        if self._max_failures and self.failures >= self._max_failures:
-            return None
-        return self.lost()
+        return None if self.exhausted else self.lost()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many attempts in a row have failed as are allowed."""
+        return bool(self._max_failures) and self.failures >= self._max_failures
 
     def succeeded(self) -> None:
         """Start over: something good was received."""

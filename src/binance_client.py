@@ -1,4 +1,4 @@
-"""The exchange's side: one connection that stays subscribed, and how streams are spread over connections.
+"""The exchange's side: one connection that stays subscribed for as long as it is wanted.
 
 What holds towards the exchange (Binance web-socket-streams.md): pings are answered, at most 5 messages a
 second leave, at most 1024 streams share a connection; after a reconnect everything is subscribed again.
@@ -6,31 +6,28 @@ second leave, at most 1024 streams share a connection; after a reconnect everyth
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from websocket import WebSocketException
 
 from src.backoff import Backoff
 from src.deadline import Deadline
-from src.websocket_wire import ConnectionLost, FrameReader, WentSilent, Woken
+from src.subscriptions import Outcome, Subscriptions
+from src.websocket_wire import ConnectionLost, FrameReader, NotOpened, WentSilent, Woken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from config.settings import ConnectionConfig
     from src.events import Reply
     from src.telemetry import Telemetry
 
 MAX_STREAMS = 1024
-SUBSCRIBE_BYTES = 4_000  # frames over 4,096 bytes were seen to stay unanswered
-SUBSCRIBE_STREAMS = 100
-SUBSCRIBE_INTERVAL = 0.35
-"""Seconds between our requests: 5 messages a second are allowed and pongs count; this leaves room for two."""
 GOODBYE_SECONDS = 3.0
 """How long the exchange may take to answer our close frame."""
+_LOOK_SECONDS = 0.5  # how soon a change of the streams is noticed while nothing arrives
 
 _Lost = (ConnectionLost, WebSocketException, OSError)  # TimeoutError is an OSError
 
@@ -47,131 +44,218 @@ class GaveUp(Exception):  # noqa: N818 - named after the fact
     """As many connection attempts in a row failed as the settings allow."""
 
 
-def spread(streams: tuple[str, ...], at_most: int = MAX_STREAMS) -> list[tuple[str, ...]]:
-    """Split stream names into groups that fit on one connection each."""
-    return [streams[start : start + at_most] for start in range(0, len(streams), at_most)]
+class Owner(Protocol):
+    """Who has a connection, and perhaps another one for the same streams; called on the reading thread."""
+
+    def opened(self, slot: int) -> None:
+        """Take note that the connection is open; nothing was read from it yet."""
+
+    def ended(self, slot: int, code: int | None, reason: str) -> None:
+        """Take note that it is open no more: code of the exchange's close frame, if one came, and why."""
+
+    def may_give_up(self, slot: int) -> bool:
+        """Say whether no other connection is left to wait for."""
 
 
-def subscribe_groups(streams: tuple[str, ...]) -> list[list[str]]:
-    """Split stream names so that each group's SUBSCRIBE stays within the exchange's limits."""
-    groups: list[list[str]] = [[]]
-    for stream in streams:
-        candidate = [*groups[-1], stream]
-        if len(candidate) > SUBSCRIBE_STREAMS or len(_subscribe(candidate, 2**31)) > SUBSCRIBE_BYTES:
-            groups.append([stream])
-        else:
-            groups[-1] = candidate
-    return groups
+class Alone:
+    """The owner of a connection that stands for itself."""
 
+    def opened(self, slot: int) -> None:
+        """Do nothing."""
 
-def _subscribe(streams: list[str], request_id: int) -> bytes:
-    request = {"method": "SUBSCRIBE", "params": streams, "id": request_id}
-    return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+    def ended(self, slot: int, code: int | None, reason: str) -> None:
+        """Do nothing."""
+
+    def may_give_up(self, slot: int) -> bool:  # noqa: ARG002 - the owner's interface
+        """There is no other."""
+        return True
 
 
 class BinanceConnection:
-    """One subscribed connection that is replaced whenever it is lost, until closed or given up.
+    """One subscribed connection that is replaced whenever it is lost, while wanted, until closed or given up.
 
-    `chunks` runs on the reading thread; `close` may be called from any other. What the exchange put on
-    the wire before it answered our close frame is still read and given out.
+    `chunks` and `replied` run on the reading thread; all else may be called from any other. What the exchange
+    put on the wire before it answered our close frame is still read and given out.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what one connection needs
         self,
         number: int,
         url: str,
-        streams: tuple[str, ...],
+        streams: Iterable[str],
         settings: ConnectionConfig,
         telemetry: Telemetry,
+        *,
+        slot: int = 0,
+        owner: Owner | None = None,
+        wanted: bool = True,
     ) -> None:
-        self._number = number
+        self._number, self._slot = number, slot
         self._url = url
-        self._streams = streams
         self._settings = settings
         self._telemetry = telemetry
-        self._backoff = Backoff(settings.reconnect_interval, settings.max_reconnect_interval, settings.max_retries)
-        self._closing = threading.Event()
-        self._lock = threading.Lock()  # guards _reader against close() from another thread
+        self._owner = owner or Alone()
+        first, cap = settings.reconnect_interval, settings.max_reconnect_interval
+        self._backoff = Backoff(first, cap, settings.max_retries)
+        self._subscriptions = Subscriptions(streams, settings.timeout_seconds, first, cap)
+        self._state = threading.Condition()  # guards the four below
+        self._closing = False
+        self._wanted = wanted
+        self._tried = False
         self._reader: FrameReader | None = None
-        self._subscriptions = _Subscriptions(streams, settings.timeout_seconds)
+        self._replies = 0
+        self.opened_at: float | None = None
+        """When the connection was opened, on the monotonic clock; None while it is not open."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield what arrives until closed; raise `GaveUp` after too many failures in a row."""
-        again = False
-        while not self._closing.is_set():
-            self._telemetry.connection_attempt(self._number, self._url, again=again)
-            again = True
+        """Yield what arrives while wanted, until closed; raise `GaveUp` after too many failures in a row.
+
+        The first frame of a connection starts the count of failures anew, answers to our requests excepted:
+        an exchange that takes every subscription and hangs up at once would be tried for ever.
+        """
+        while (again := self._until_wanted()) is not None:
+            self._telemetry.connection_attempt(self._number, self._slot, self._url, again=again)
             worked = False
             try:
                 for chunk in self._one_connection():
-                    if not worked:
-                        worked = True
-                        self._backoff.succeeded()
+                    replies_before = self._replies
                     if chunk.frames:
                         yield chunk
+                    if not worked and (not chunk.frames or len(chunk.frames) > self._replies - replies_before):
+                        worked = True
+                        self._backoff.succeeded()
             except _Lost as error:
-                if not self._closing.is_set():
+                if self.wanted:
                     self._wait_after(error, worked=worked)
+
+    def replied(self, reply: Reply) -> None:
+        """Take note of a reply or error of the exchange; called on the reading thread."""
+        self._replies += 1
+        outcome = self._subscriptions.answered(reply, time.monotonic())
+        if reply.error is not None:
+            self._telemetry.exchange_error(self._number, reply.error, outcome.refused)
+        self._tell(outcome)
+
+    def activate(self) -> None:
+        """Connect, and stay connected until `retire`."""
+        with self._state:
+            if not self._wanted:
+                self._wanted, self._tried = True, False
+                self._backoff.succeeded()
+            self._state.notify_all()
+
+    def retire(self) -> None:
+        """Say goodbye to the exchange and wait to be wanted again; returns at once."""
+        with self._state:
+            self._wanted = False
+            self._end_reading()
+
+    def close(self) -> None:
+        """Ask the reading thread to say goodbye to the exchange and end; returns at once."""
+        with self._state:
+            self._closing = True
+            self._end_reading()
+
+    def change(self, add: Iterable[str], remove: Iterable[str]) -> None:
+        """Read other streams from here on; on an open connection only the difference is asked for."""
+        self._subscriptions.change(add, remove)
+
+    def renew(self, streams: Iterable[str]) -> None:
+        """Subscribe anew to streams that bring nothing any more."""
+        self._subscriptions.renew(streams)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is to be open."""
+        return self._wanted and not self._closing
+
+    @property
+    def open(self) -> bool:
+        """Whether it is open; subscribing may still go on."""
+        return self.opened_at is not None
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether it is open and the exchange has answered for every stream."""
+        return self.open and self._subscriptions.settled
 
     @property
     def failures_in_a_row(self) -> int:
         """How often connecting has failed since a connection last brought a frame."""
         return self._backoff.failures
 
-    def replied(self, reply: Reply) -> None:
-        """Take note of a reply or error of the exchange; called on the reading thread."""
-        streams = self._subscriptions.answered(reply.id)
-        if reply.error is not None:
-            self._telemetry.exchange_error(self._number, reply.error, streams)
-        elif streams:
-            self._telemetry.subscribed(self._number, len(streams))
+    @property
+    def exhausted(self) -> bool:
+        """Whether connecting has failed as often in a row as the settings allow."""
+        return self._backoff.exhausted
 
-    def close(self) -> None:
-        """Ask the reading thread to say goodbye to the exchange and end; returns at once."""
-        with self._lock:
-            self._closing.set()
-            if self._reader is not None:
-                self._reader.wake()
+    def _until_wanted(self) -> bool | None:
+        """Wait; return whether this is another attempt of the same connection, None once closed."""
+        with self._state:
+            self._state.wait_for(lambda: self._wanted or self._closing)
+            again, self._tried = self._tried, True
+            return None if self._closing else again
+
+    def _end_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.wake()
+        self._state.notify_all()
 
     def _one_connection(self) -> Iterator[Chunk]:
-        reader = FrameReader()
-        with self._lock:
+        reader, why, asked = FrameReader(), "ended by this service", False
+        with self._state:
             self._reader = reader
         try:
-            if self._closing.is_set():
+            if not self.wanted:
                 return
             reader.open(self._url, Deadline(self._settings.timeout_seconds))
-            self._telemetry.connection_opened(self._number, len(self._streams))
+            self.opened_at = time.monotonic()
+            self._subscriptions.start_over(self.opened_at)
+            self._owner.opened(self._slot)
+            self._telemetry.connection_opened(self._number, self._slot, len(self._subscriptions))
             yield from self._read(reader)
         except Woken:
+            asked = True
             yield from self._read_to_the_end(reader)
+        except _Lost as error:
+            why = str(error) or type(error).__name__
+            raise
         finally:
-            with self._lock:
+            with self._state:
                 self._reader = None
             reader.release()
-            if self._closing.is_set():
-                self._telemetry.connection_closed(self._number)
+            if self.open:
+                self.opened_at = None
+                self._owner.ended(self._slot, reader.close_code, why)
+            if asked or not self.wanted:
+                self._telemetry.connection_closed(self._number, self._slot)
 
     def _read(self, reader: FrameReader) -> Iterator[Chunk]:
         silence = self._settings.silence_timeout_seconds
         subscriptions = self._subscriptions
-        subscriptions.start_over()
-        heard_at = time.monotonic()
+        heard_at = now = time.monotonic()
         while True:
-            if (request := subscriptions.due()) is not None:
-                reader.request(request, time.monotonic() + self._settings.timeout_seconds)
-            for unanswered in subscriptions.overdue():
-                self._telemetry.subscription_unconfirmed(self._number, unanswered)
+            if (request := subscriptions.due(now)) is not None:
+                reader.request(request, now + self._settings.timeout_seconds)
+            self._tell(subscriptions.overdue(now))
             try:
-                frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at()))
+                frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at(), now + _LOOK_SECONDS))
             except TimeoutError:
-                if time.monotonic() - heard_at >= silence:
+                if (now := time.monotonic()) - heard_at >= silence:
                     raise WentSilent(f"no frame of any kind for {silence:g} s") from None
                 continue
-            heard_at = time.monotonic()
+            heard_at = now = time.monotonic()
             if closed:
                 raise ConnectionLost(reader.close_reason())
             yield Chunk(frames, time.time_ns() // 1_000_000)
+
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.subscribed:
+            self._telemetry.subscribed(self._number, self._slot, len(outcome.subscribed))
+        if outcome.unsubscribed:
+            self._telemetry.unsubscribed(self._number, self._slot, len(outcome.unsubscribed))
+        if outcome.unconfirmed:
+            self._telemetry.subscription_unconfirmed(self._number, list(outcome.unconfirmed))
 
     def _read_to_the_end(self, reader: FrameReader) -> Iterator[Chunk]:
         """Say goodbye, then give out what was on the way until the exchange answers or hangs up."""
@@ -191,52 +275,15 @@ class BinanceConnection:
             self._telemetry.goodbye_unanswered(self._number, error)
 
     def _wait_after(self, error: Exception, *, worked: bool) -> None:
-        """Wait as long as the backoff says; a connection that had worked is no failed attempt yet."""
+        """Wait as long as the backoff and the exchange say; a connection that had worked is no failed attempt."""
         delay = self._backoff.lost() if worked else self._backoff.failed()
-        self._telemetry.connection_failed(self._number, error, self._backoff.failures)
+        self._telemetry.connection_failed(self._number, self._slot, error, self._backoff.failures)
         if delay is None:
-            raise GaveUp(f"{self._backoff.failures} connection attempts in a row failed: {error}") from error
+            if self._owner.may_give_up(self._slot):
+                raise GaveUp(f"{self._backoff.failures} connection attempts in a row failed: {error}") from error
+            delay = self._backoff.lost()
+        if isinstance(error, NotOpened):
+            delay = max(delay, error.retry_after)
         self._telemetry.reconnect_scheduled(self._number, self._backoff.attempt, delay)
-        self._closing.wait(delay)
-
-
-class _Subscriptions:
-    """The SUBSCRIBE requests of one connection: which are to be sent, sent, answered."""
-
-    def __init__(self, streams: tuple[str, ...], timeout: float) -> None:
-        self._groups = subscribe_groups(streams)
-        self._timeout = timeout
-        self._next_id = 1
-        self.start_over()
-
-    def start_over(self) -> None:
-        """Plan all requests anew, for a new connection."""
-        self._unsent = list(self._groups)
-        self._send_at = time.monotonic()
-        self._unanswered: dict[int, tuple[float, list[str]]] = {}  # by id: when overdue, which streams
-
-    def due(self) -> bytes | None:
-        """Return the next request when its time has come."""
-        now = time.monotonic()
-        if not self._unsent or now < self._send_at:
-            return None
-        streams = self._unsent.pop(0)
-        request_id, self._next_id = self._next_id, self._next_id + 1
-        self._unanswered[request_id] = (now + self._timeout, streams)
-        self._send_at = now + SUBSCRIBE_INTERVAL
-        return _subscribe(streams, request_id)
-
-    def next_at(self) -> float:
-        """Return when `due` or `overdue` will have something, on the monotonic clock."""
-        send_at = self._send_at if self._unsent else float("inf")
-        return min([send_at, *(overdue_at for overdue_at, _ in self._unanswered.values())])
-
-    def answered(self, request_id: int | str | None) -> list[str] | None:
-        """Return the streams of the request that this is the answer to."""
-        return self._unanswered.pop(request_id, (0.0, None))[1] if isinstance(request_id, int) else None
-
-    def overdue(self) -> list[list[str]]:
-        """Return, once each, the streams of requests that were not answered in time."""
-        now = time.monotonic()
-        late = [key for key, (overdue_at, _) in self._unanswered.items() if now >= overdue_at]
-        return [self._unanswered.pop(key)[1] for key in late]
+        with self._state:
+            self._state.wait_for(lambda: not self.wanted, delay)

@@ -121,12 +121,15 @@ class Delivery:
                 self._go_by_way_of_the_disk(events[taken].seq - 1)
             self._store(events[taken:], "buffered")
 
-    def close(self, deadline: Deadline) -> None:
-        """Deliver by the deadline what Kafka takes, leave the rest on disk, close everything."""
+    def finish(self, deadline: Deadline) -> None:
+        """Deliver by the deadline what Kafka takes, when nothing is accepted any more."""
         self._sink.hurry()
         connecting = Deadline(_CONNECTING_SECONDS)
         while deadline.remaining() > self._sink.FORCE_SECONDS and self._has_hope(connecting):
             self._closing.wait(0.02)
+
+    def close(self, deadline: Deadline) -> None:
+        """Leave on disk what is not delivered, close everything."""
         self._closing.set()
         self._wake.set()
         self._drainer.join(deadline.remaining())

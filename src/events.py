@@ -139,6 +139,10 @@ _Ids = tuple[int, int, bool]
 _NO_IDS: _Ids = (NO_ID, NO_ID - 1, True)
 
 
+_RouteName = tuple[str | None, str | None, str | None]
+"""Stream, `e`, symbol."""
+
+
 class _Payload(msgspec.Struct, gc=False):
     e: str | None = None
     E: int | None = None
@@ -184,11 +188,23 @@ _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class EventDecoder:
-    """Turns chunks of frames into events; keeps a cache of routes, so one decoder belongs to one thread."""
+    """Turns chunks of frames into events; keeps a cache of routes, so one decoder belongs to one thread.
 
-    def __init__(self, topics: Topics) -> None:
+    That cache also tells which streams have brought something, at no cost by the event.
+    """
+
+    def __init__(self, topics: Topics, made: dict[_RouteName, Route] | None = None) -> None:
         self._topics = topics
-        self._routes: dict[tuple[str | None, str | None, str | None], Route] = {}
+        self._routes: dict[_RouteName, Route] = {}
+        self._made: dict[_RouteName, Route] = {} if made is None else made
+
+    def renewed(self) -> EventDecoder:
+        """Return a decoder that has seen nothing yet; both give the events of a stream the same route."""
+        return EventDecoder(self._topics, self._made)
+
+    def seen(self) -> set[str]:
+        """Return the streams that have brought an event; from any thread."""
+        return {stream for stream, _, _ in list(self._routes) if stream is not None}
 
     def decode(self, frames: list[bytes], received_ms: int) -> Decoded:
         """Decode the frames of one read from the socket at `received_ms` (ms since the epoch).
@@ -270,12 +286,13 @@ class EventDecoder:
     def _route(self, stream: str | None, name: str, symbol: str | None) -> Route:
         route = self._routes.get((stream, name, symbol))
         if route is None:
-            route = self._new_route(stream, name, symbol)
-            if len(self._routes) >= _ROUTES_KEPT:
-                self._routes.clear()
+            for routes in (self._routes, self._made):
+                if len(routes) >= _ROUTES_KEPT:
+                    routes.clear()
+            route = self._made.get((stream, name, symbol)) or self._new_route(stream, name, symbol)
             # An unknown object may be empty, which the one-pass case does not expect; a shutdown is to be noticed.
             if name and name != _SHUTDOWN:
-                self._routes[stream, name, symbol] = route
+                self._routes[stream, name, symbol] = self._made[stream, name, symbol] = route
         return route
 
     def _new_route(self, stream: str | None, name: str, symbol: str | None) -> Route:

@@ -136,7 +136,7 @@ class FillQueue:
     def settle(self, seconds: float) -> None:
         """Wait until nothing is queued or under way that live events wait for, at most so long."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not any(map(_urgent, self._tasks())), seconds)
+            self._changed.wait_for(lambda: self._closed or not any(map(_awaited, self._tasks())), seconds)
 
     def close(self) -> None:
         """Hand out nothing any more; wake all who wait."""
@@ -169,3 +169,7 @@ class FillQueue:
 
 def _urgent(task: Task) -> bool:
     return task.awaited if isinstance(task, Fill) else True
+
+
+def _awaited(task: Task) -> bool:
+    return isinstance(task, Fill) and task.awaited

@@ -64,6 +64,17 @@ def without(intervals: Iterable[Interval], first: int, last: int) -> list[Interv
     return left
 
 
+def joined(intervals: Iterable[Interval]) -> list[Interval]:
+    """Return the same numbers as few intervals, sorted."""
+    union: list[Interval] = []
+    for first, last in sorted(intervals):
+        if union and first <= union[-1][1] + 1:
+            union[-1] = (union[-1][0], max(union[-1][1], last))
+        else:
+            union.append((first, last))
+    return union
+
+
 class Hole:
     """A gap being filled: what is still missing, and the events that came for it and wait for those before them.
 

@@ -1,93 +1,120 @@
 """The diagram as code: frames -> events -> buffer -> producer.
 
-connection --chunks--> decoder --events--> buffer --batches--> delivery --records--> Kafka
-                                                                |    ^
-                                                                v    |
-                                                                spool: what Kafka does not take yet, on disk
+lines --chunks--> decoder --events--> continuity --> buffer --batches--> delivery --records--> Kafka
+                                                                           |    ^
+                                                                           v    |
+                                                                           spool: what Kafka does not take yet
 """
 
 from __future__ import annotations
 
-from functools import partial
+import time
 from typing import TYPE_CHECKING
 
 from src.binance_client import GOODBYE_SECONDS
+from src.deadline import Deadline
+from src.lines import Keeper
 from src.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from src.binance_client import BinanceConnection
+    from src.backfill import Backfill
     from src.buffer import Buffer
-    from src.deadline import Deadline
+    from src.continuity import Continuity
     from src.delivery import Delivery
-    from src.events import EventDecoder
+    from src.ledger import Hours
+    from src.line import Slot
+    from src.lines import Lines
+    from src.outbox import Outbox
     from src.telemetry import Telemetry
+
+_OUTBOX_SECONDS = 2.0
+"""At the stop, for the last records of the ledger; what is not sent by then is on disk."""
 
 
 class Pipeline:
-    """Moves events from the connections to the delivery: one reading thread a connection, one publishing thread.
+    """Moves events from the lines to the delivery: reading threads, one that keeps them going, one that publishes.
 
-    `on_exit` is called on the thread of each worker that ended, whatever the cause.
+    `open_lines` is given what each reading thread does; `on_exit` is called on the thread of each worker that
+    ended, whatever the cause.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the stages
         self,
-        sources: Sequence[tuple[BinanceConnection, EventDecoder]],
+        open_lines: Callable[[Callable[[Slot], None]], Lines],
+        continuity: Continuity,
+        backfill: Backfill,
         buffer: Buffer,
         delivery: Delivery,
+        hours: Hours,
+        outbox: Outbox,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
     ) -> None:
-        self._connections = [connection for connection, _ in sources]
+        self._continuity = continuity
+        self._backfill = backfill
         self._buffer = buffer
         self._delivery = delivery
+        self._hours = hours
+        self._outbox = outbox
         self._telemetry = telemetry
-        self._readers = [
-            Worker(f"binance-reader-{number}", partial(self._ingest, *source), on_exit)
-            for number, source in enumerate(sources)
-        ]
+        self.lines = open_lines(self._ingest)
+        self._keeper = Keeper(self.lines, self, on_exit)
         self._publisher = Worker("kafka-publisher", self._publish, on_exit)
 
     def start(self) -> None:
         """Start from the end of the flow backwards."""
         self._delivery.start()
+        self._outbox.start()
         self._publisher.start()
-        for reader in self._readers:
-            reader.start()
+        self._backfill.start()
+        self.lines.start()
+        self._keeper.start()
 
     def stop(self, deadline: Deadline) -> None:
         """Stop in the direction of flow: stop reading, flush the buffer, deliver; all by the deadline."""
-        for connection in self._connections:
-            connection.close()
-        for reader in self._readers:
-            reader.join(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0))
+        self._keeper.stop(deadline.remaining(at_most=1.0))
+        self.lines.close()
+        self.lines.join(Deadline(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0)))
+        self._backfill.finish(deadline)
+        self._continuity.close()
+        self._hours.finish()
         self._buffer.close()
         self._publisher.join(deadline.remaining())
+        self._delivery.finish(deadline)
+        self._outbox.close(Deadline(deadline.remaining(at_most=_OUTBOX_SECONDS)))
         self._delivery.close(deadline)
         self._telemetry.left_behind()
 
-    def state(self) -> dict[str, int | bool]:
+    def state(self) -> dict[str, int | float | bool]:
         """Return what `/status` shows of the parts themselves, by the names of the catalogue."""
-        return {
-            "connections": len(self._connections),
-            "connection_failures_in_a_row": max(each.failures_in_a_row for each in self._connections),
+        return self.lines.state() | {
             "buffer_capacity": self._buffer.capacity,
+            "messages_held": self._continuity.held,
             "spooling": self._delivery.spooling,
         }
 
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        return self._delivery.alive and all(worker.alive for worker in (*self._readers, self._publisher))
+        workers = (self._delivery, self._outbox, self._backfill, self.lines, self._keeper, self._publisher)
+        return all(worker.alive for worker in workers)
 
-    def _ingest(self, connection: BinanceConnection, decoder: EventDecoder) -> None:
-        for chunk in connection.chunks():
-            decoded = decoder.decode(chunk.frames, chunk.received_ms)
+    def traffic(self) -> dict[str, int]:
+        """Return the events received so far, by stream."""
+        return self._continuity.traffic()
+
+    def tick(self) -> None:
+        """Do what is due by the clock; called about five times a second."""
+        self._continuity.tick()
+        self._hours.tick(time.time_ns() // 1_000_000)
+
+    def _ingest(self, slot: Slot) -> None:
+        for chunk in slot.chunks():
+            decoded = slot.decode(chunk)
             self._telemetry.received(decoded, chunk.received_ms)
-            for reply in decoded.replies:
-                connection.replied(reply)
-            if decoded.events and not self._buffer.put(decoded.events):
+            if decoded.events and not self._continuity.put(decoded.events, slot.source):
                 self._telemetry.dropped(decoded.events, "read_after_shutdown")
 
     def _publish(self) -> None:

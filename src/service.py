@@ -9,21 +9,30 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from config.settings import Settings, SettingsError, load_settings, unknown_variables
 from src import signals
-from src.binance_client import BinanceConnection, GaveUp, spread
+from src.backfill import Backfill
+from src.binance_client import GaveUp
+from src.binance_rest import BinanceRest
 from src.buffer import Buffer
+from src.continuity import Continuity
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
+from src.ledger import Hours, Ledger
+from src.line import Parts, Slot
+from src.lines import Lines
 from src.logger import configure_logging, get_logger
+from src.outbox import Outbox
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
 from src.telemetry import Telemetry
+from src.weight_budget import WeightBudget
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
@@ -32,6 +41,8 @@ with warnings.catch_warnings():
 _STALLED_SECONDS = 5.0
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from src.worker import Worker
 
 
@@ -40,21 +51,44 @@ class Service:
 
     def __init__(self, settings: Settings, spool: Spool) -> None:
         streams = settings.binance.stream_names()
-        groups = spread(streams)
         self._settings = settings
-        self._streams = len(streams)
         self._failed: list[Worker] = []
         self._stopping = False
-        self._telemetry = Telemetry(connections=len(groups))
+        self._telemetry = Telemetry(connections=0)
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
         if redirected := spool.redirect(topic_names(settings.kafka)):
             self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
+        buffer = Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds)
+        topics = topic_names(settings.kafka)
+        rest = BinanceRest(
+            settings.binance.rest_base_url, WeightBudget(settings.backfill.weight_per_minute), self._telemetry
+        )
+        backfill = Backfill(settings.backfill, rest, topics, self._telemetry, self._worker_ended)
+        outbox = Outbox(
+            settings.spool.path, settings.kafka.topic_gaps, self._sink, self._telemetry, self._worker_ended
+        )
+        self._ledger = Ledger(outbox.post, self._telemetry)
+        self._telemetry.tell_dropped = self._ledger.dropped
+        continuity = Continuity(
+            buffer,
+            backfill,
+            self._ledger,
+            self._telemetry,
+            settings.backfill,
+            topics,
+            standby=settings.connection.standby,
+        )
+        backfill.attach(continuity)
         self._pipeline = Pipeline(
-            [self._source(number, group) for number, group in enumerate(groups)],
-            Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds),
+            lambda read: Lines(streams, self._parts(read)),
+            continuity,
+            backfill,
+            buffer,
             Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
+            Hours(self._ledger, continuity.tallies, time.time_ns() // 1_000_000),
+            outbox,
             self._telemetry,
             self._worker_ended,
         )
@@ -64,7 +98,7 @@ class Service:
         """Serve until a signal or the end of a worker; return the exit code."""
         self._telemetry.started(
             version=PIPELINE_VERSION,
-            streams=self._streams,
+            streams=len(self._pipeline.lines.streams),
             url=self._settings.binance.combined_url(),
             kafka=self._settings.kafka.bootstrap_servers,
             monitoring_port=self._endpoints.port if self._endpoints else None,
@@ -120,11 +154,17 @@ class Service:
             self._failed.append(worker)
             os.kill(os.getpid(), signals.WORKER_ENDED)
 
-    def _source(self, number: int, streams: tuple[str, ...]) -> tuple[BinanceConnection, EventDecoder]:
+    def _parts(self, read: Callable[[Slot], None]) -> Parts:
         settings = self._settings
-        url = settings.binance.combined_url()
-        connection = BinanceConnection(number, url, streams, settings.connection, self._telemetry)
-        return connection, EventDecoder(topic_names(settings.kafka))
+        return Parts(
+            settings.binance.combined_url(),
+            settings.connection,
+            EventDecoder(topic_names(settings.kafka)),
+            self._telemetry,
+            self._ledger,
+            read,
+            self._worker_ended,
+        )
 
     def _open_endpoints(self) -> Endpoints | None:
         host, port = self._settings.monitoring.host, self._settings.monitoring.port
@@ -141,7 +181,6 @@ class Service:
         in_flight = self._sink.in_flight
         state = {
             "version": PIPELINE_VERSION,
-            "streams": self._streams,
             "kafka_connected": self._sink.ready,
             "kafka_stalled_seconds": round(in_flight.stalled_seconds, 3),
             "in_flight_records_limit": in_flight.max_records,

@@ -246,7 +246,7 @@ class Spool:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # the disk, not the contents
                 raise
-        self.damaged = _set_aside(path)
+        self.damaged = set_aside(path)
         return self._connected(path)
 
     def _connected(self, path: Path) -> sqlite3.Connection:
@@ -255,7 +255,7 @@ class Spool:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute(f"PRAGMA synchronous = {self._config.fsync}")
             database.executescript(_SCHEMA)
-            _check(database)
+            check(database)
         except BaseException:
             database.close()
             raise
@@ -312,7 +312,8 @@ class Spool:
         return Event(route, value, timestamp_ms, seq)
 
 
-def _check(database: sqlite3.Connection) -> None:
+def check(database: sqlite3.Connection) -> None:
+    """Raise `sqlite3.DatabaseError` when the file is damaged."""
     ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
@@ -361,7 +362,7 @@ def _claimed(folder: Path) -> int:
             return descriptor
 
 
-def _set_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Rename a damaged file and what belongs to it; return the new name."""
     name = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     aside = next(new for number in itertools.count(1) if not (new := path.with_name(f"{name}-{number}")).exists())

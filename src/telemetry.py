@@ -13,9 +13,10 @@ from src.logger import get_logger
 from src.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from src.events import Decoded, Event
+    from src.holes import Gap
 
 _CONNECTION_REASONS = {
     "WentSilent": "silent",
@@ -40,10 +41,12 @@ class Telemetry:
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
         self._dropped_by_symbol: Counter[str] = Counter()
         self._by_endpoint: Counter[str] = Counter()
-        self._connections = connections
-        self._open: set[int] = set()
+        self._lines = set(range(connections))
+        self._open: set[tuple[int, int]] = set()  # line and slot
         self._last_message_ms: int | None = None
         self._repeats = Repeats(repeat_seconds)
+        self.tell_dropped: Callable[[Sequence[Event], str], None] = _nobody_asked
+        """Who is told which events are lost, and why."""
 
     def snapshot(self) -> dict[str, Any]:
         """Return every metric of this instant, flat, as `service_metrics` shows them."""
@@ -58,13 +61,16 @@ class Telemetry:
 
     @property
     def connected(self) -> bool:
-        """Whether every connection to the exchange is open."""
+        """Whether every stream is read: each line has an open connection, and there is one at all."""
         with self._lock:
-            return len(self._open) == self._connections
+            return self._all_open()
+
+    def _all_open(self) -> bool:
+        return bool(self._lines) and self._lines <= {line for line, _ in self._open}
 
     def _metrics(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {name: self._counts[name] for name in (*COUNTERS, *GAUGES)}
-        metrics["connected"] = len(self._open) == self._connections
+        metrics["connected"] = self._all_open()
         metrics["connections_open"] = len(self._open)
         metrics["last_message_time"] = iso(self._last_message_ms)
         for name in REASONS:
@@ -104,8 +110,10 @@ class Telemetry:
         """Count events that were left out because they had been there."""
         self._move(events, "messages_buffered", "messages_duplicate")
 
+    # What was missed, over REST
+
     def backfilled(self, events: int) -> None:
-        """Count events that were fetched over REST; they are buffered from here on."""
+        """Count events that came over REST and were wanted; they are buffered from here on."""
         with self._lock:
             self._counts["messages_backfilled"] += events
             self._counts["messages_buffered"] += events
@@ -124,11 +132,6 @@ class Telemetry:
     def snapshot_delayed(self, stream: str, reason: str) -> None:
         """Log that updates of a book pass without the snapshot that belongs before them; it comes later."""
         self._warn("snapshot_delayed", reason, stream=stream)
-
-    def fills_open(self, gaps: int) -> None:
-        """Take note of how many gaps are being filled."""
-        with self._lock:
-            self._counts["gaps_open"] = gaps
 
     def snapshot_taken(self, stream: str, last_update_id: int) -> None:
         """Count a snapshot of an order book that is on its way to the depth topic."""
@@ -201,6 +204,7 @@ class Telemetry:
         """Count events that are lost, by reason and by symbol."""
         if not events:
             return
+        self.tell_dropped(events, reason)
         symbols = Counter((event.route.key or b"").decode() for event in events)
         with self._lock:
             self._counts[f"messages_{was}"] -= len(events)
@@ -222,6 +226,64 @@ class Telemetry:
     def aside_record_refused(self, topic: str, error: BaseException) -> None:
         """Log that a topic beside the data's did not take a record; its sender keeps it."""
         self._warn("aside_record_refused", type(error).__name__, topic=topic, error=str(error))
+
+    # The gap ledger
+
+    def gap_opened(self, gap: Gap, gaps_open: int) -> None:
+        """Count ids that are missing from a stream."""
+        self._count_gap("gaps_opened", gaps_open)
+        self._warn("gap_opened", gap.cause, stream=gap.stream, first=gap.first, last=gap.last)
+
+    def gap_filled(self, gap: Gap, events: int, gaps_open: int) -> None:
+        """Count a gap that waits for nothing any more."""
+        self._count_gap("gaps_filled", gaps_open)
+        if (counted := self._repeats.add(("gap_filled", ""), 1)) is not None:
+            told = {"stream": gap.stream, "first": gap.first, "last": gap.last, "events": events}
+            self._log.info("gap_filled", count=counted, **told)
+
+    def gap_unfillable(self, gap: Gap, ids: int, reason: str, gaps_open: int) -> None:
+        """Count ids that will not come; `ids` is 0 for bars, whose gaps are stretches of time."""
+        depth = gap.event_type == "depth_update"  # a snapshot makes up for it
+        self._count_gap("depth_gaps" if depth else "gaps_unfillable", gaps_open)
+        self._count("ids_missing", 0 if depth else ids)
+        say = self._warn if depth else self._error
+        say("gap_unfillable", reason, stream=gap.stream, first=gap.first, last=gap.last, ids=ids)
+
+    def order_given_up(self, gap: Gap, reason: str) -> None:
+        """Count a gap that live events of its symbol wait for no more; what fills it comes out of order."""
+        self._count("order_given_up")
+        self._warn("order_given_up", reason, stream=gap.stream, first=gap.first, last=gap.last)
+
+    def renumbered(self, stream: str, expected: int, got: int) -> None:
+        """Log that the exchange counts a stream anew."""
+        self._warn("stream_renumbered", stream, expected=expected, got=got)
+
+    def ledger_record_written(self) -> None:
+        """Count a record of the ledger that Kafka acknowledged."""
+        self._count("ledger_records")
+
+    def ledger_backlog(self, records: int) -> None:
+        """Take note of how many records of the ledger are not in Kafka."""
+        with self._lock:
+            self._counts["ledger_backlog"] = records
+
+    def ledger_records_lost(self, records: int, reason: str) -> None:
+        """Count records of the ledger that found no place."""
+        self._count("ledger_records_lost", records)
+        self._error("ledger_records_lost", reason, count=records)
+
+    def ledger_disk_failing(self, error: str) -> None:
+        """Log that the ledger's file does not take or give something; its records stay in memory."""
+        self._error("ledger_disk_failing", "disk", error=error)
+
+    def ledger_damaged(self, path: str) -> None:
+        """Log that the ledger's file was found damaged and set aside."""
+        self._log.error("ledger_damaged", set_aside_as=path)
+
+    def _count_gap(self, name: str, gaps_open: int) -> None:
+        with self._lock:
+            self._counts[name] += 1
+            self._counts["gaps_open"] = gaps_open
 
     def not_secured(self, events: int, error: str) -> None:
         """Log that what is in flight could not be written to disk as well; it may still be acknowledged."""
@@ -308,60 +370,95 @@ class Telemetry:
 
     # The connection to the exchange
 
-    def connection_attempt(self, connection: int, url: str, *, again: bool) -> None:
+    def lines_changed(self, lines: Iterable[int]) -> None:
+        """Take note of which lines there are; each is to have an open connection."""
+        with self._lock:
+            self._lines = set(lines)
+
+    def connection_attempt(self, connection: int, slot: int, url: str, *, again: bool) -> None:
         """Count a try to connect."""
         with self._lock:
             self._counts["connection_attempts"] += 1
             self._counts["reconnect_count"] += again
-        self._log.info("connection_attempted", connection=connection, url=url)
+        self._log.info("connection_attempted", connection=connection, slot=slot, url=url)
 
-    def connection_opened(self, connection: int, streams: int) -> None:
+    def connection_opened(self, connection: int, slot: int, streams: int) -> None:
         """Log a completed handshake; subscribing follows."""
         with self._lock:
-            self._open.add(connection)
-        self._log.info("connection_opened", connection=connection, streams=streams)
+            self._open.add((connection, slot))
+        self._log.info("connection_opened", connection=connection, slot=slot, streams=streams)
 
-    def connection_closed(self, connection: int) -> None:
+    def connection_closed(self, connection: int, slot: int) -> None:
         """Note the end that was asked for."""
         with self._lock:
-            self._open.discard(connection)
-        self._log.info("connection_closed", connection=connection)
+            self._open.discard((connection, slot))
+        self._log.info("connection_closed", connection=connection, slot=slot)
 
     def goodbye_unanswered(self, connection: int, error: BaseException) -> None:
         """Log that the exchange did not answer our close frame; what it still sent may be lost."""
         self._count("goodbyes_unanswered")
         self._log.warning("goodbye_unanswered", connection=connection, error=str(error) or type(error).__name__)
 
-    def connection_failed(self, connection: int, error: BaseException, failures: int) -> None:
+    def connection_failed(self, connection: int, slot: int, error: BaseException, failures: int) -> None:
         """Count a connection that could not be opened or was lost; `failures` in a row so far."""
         reason = _CONNECTION_REASONS.get(type(error).__name__, "other")
         with self._lock:
-            was_open = connection in self._open
-            self._open.discard(connection)
+            was_open = (connection, slot) in self._open
+            self._open.discard((connection, slot))
             self._counts["connection_failures"] += 1
             self._by_reason["connection_failures"][reason] += 1
         event = "connection_lost" if was_open else "connection_failed"
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
-        self._log.warning(event, connection=connection, error=cause, failures_in_a_row=failures)
+        self._log.warning(event, connection=connection, slot=slot, error=cause, failures_in_a_row=failures)
 
     def reconnect_scheduled(self, connection: int, attempt: int, delay: float) -> None:
         """Log the wait before the next attempt."""
         self._log.info("reconnect_scheduled", connection=connection, attempt=attempt, delay_seconds=delay)
 
-    def subscribed(self, connection: int, streams: int) -> None:
+    def subscribed(self, connection: int, slot: int, streams: int) -> None:
         """Log that the exchange confirmed a SUBSCRIBE."""
-        self._log.info("subscription_confirmed", connection=connection, streams=streams)
+        self._log.info("subscription_confirmed", connection=connection, slot=slot, streams=streams)
+
+    def unsubscribed(self, connection: int, slot: int, streams: int) -> None:
+        """Log that the exchange confirmed an UNSUBSCRIBE."""
+        self._log.info("unsubscription_confirmed", connection=connection, slot=slot, streams=streams)
+
+    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Log which streams are read from here on, and which no more."""
+        self._log.info("streams_changed", added=list(added), removed=list(removed))
+
+    def streams_silent(self, connection: int, streams: Sequence[str], remedy: str) -> None:
+        """Log streams that bring nothing although they used to, and what is done about it."""
+        self._count("streams_fallen_silent", len(streams) if remedy == "resubscribe" else 0)
+        self._log.warning("streams_silent", connection=connection, streams=list(streams), remedy=remedy)
+
+    def rotation_started(self, connection: int, cause: str) -> None:
+        """Log that a connection is going to be replaced; data flows meanwhile."""
+        self._log.info("rotation_started", connection=connection, cause=cause)
+
+    def rotation_cancelled(self, connection: int, cause: str) -> None:
+        """Log that the connection was lost before the one in its place was open: it is opened anew instead."""
+        self._log.warning("rotation_cancelled", connection=connection, cause=cause)
+
+    def rotated(self, connection: int, cause: str, seconds: float, missing: Sequence[str], slot: int) -> None:
+        """Count a connection that was replaced; `missing` streams flowed on the old one and not on the new."""
+        self._count("rotations")
+        log = self._log.warning if missing else self._log.info
+        shown = {"streams_missing": list(missing)} if missing else {}
+        log(
+            "connection_rotated", connection=connection, slot=slot, cause=cause, seconds=round(seconds, 3), **shown
+        )
 
     def subscription_unconfirmed(self, connection: int, streams: list[str]) -> None:
         """Log a SUBSCRIBE that got no answer; data may come all the same."""
         self._count("streams_unconfirmed", len(streams))
         self._log.warning("subscription_unconfirmed", connection=connection, streams=streams)
 
-    def exchange_error(self, connection: int, error: str, streams: list[str] | None) -> None:
-        """Log an error frame of the exchange, with the streams that it is about."""
+    def exchange_error(self, connection: int, error: str, streams: Sequence[str]) -> None:
+        """Log an error frame of the exchange, with the streams that it is about; they are tried again."""
         self._count("exchange_errors")
-        self._count("streams_refused", len(streams or ()))
-        self._log.error("exchange_error", connection=connection, error=error, streams=streams)
+        self._count("streams_refused", len(streams))
+        self._log.error("exchange_error", connection=connection, error=error, streams=list(streams) or None)
 
     # The service itself
 
@@ -407,6 +504,10 @@ class Telemetry:
     def _error(self, event: str, reason: str, count: int = 1, **context: object) -> None:
         if (counted := self._repeats.add((event, reason), count)) is not None:
             self._log.error(event, reason=reason, count=counted, **context)
+
+
+def _nobody_asked(events: Sequence[Event], reason: str) -> None:
+    """Stand in until somebody asks."""
 
 
 def _now_ms() -> int:

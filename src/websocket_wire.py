@@ -44,6 +44,11 @@ class ConnectionLost(Exception):  # noqa: N818 - named after the fact
 class NotOpened(ConnectionLost):
     """TCP, TLS or the WebSocket handshake came to nothing; the message says which and why."""
 
+    def __init__(self, why: str, retry_after: float = 0.0) -> None:
+        super().__init__(why)
+        self.retry_after = retry_after
+        """Seconds that the exchange asks us to stay away (429, 418, 503); 0 when it says nothing."""
+
 
 class WentSilent(ConnectionLost):
     """No frame of any kind came for the settable time, although the TCP session may live."""
@@ -250,7 +255,7 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
             self._ahead.connect(url)
             self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
         except _NOT_OPENED as error:
-            raise NotOpened(f"the {self._ahead.step} failed: {self._why(error)}") from error
+            raise NotOpened(f"the {self._ahead.step} failed: {self._why(error)}", _retry_after(error)) from error
 
     def _why(self, error: Exception) -> str:
         if isinstance(error, (TimeoutError, websocket.WebSocketTimeoutException)):
@@ -352,13 +357,18 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         if self.connected:
             super().send_close(*status_and_reason)
 
+    @property
+    def close_code(self) -> int | None:
+        """Return the code of the peer's close frame; None when none came, or one without a code."""
+        data = self.close_frame.data if self.close_frame else b""
+        return int(struct.unpack("!H", data[:2])[0]) if len(data) >= 2 else None  # noqa: PLR2004 - may be empty
+
     def close_reason(self) -> str:
         """Describe the peer's close frame: code and reason, as sent."""
-        data = self.close_frame.data if self.close_frame else b""
-        if len(data) < 2:  # noqa: PLR2004 - a close frame may carry no code
+        if (code := self.close_code) is None or self.close_frame is None:
             return "closed by the exchange without a code"
-        (code,) = struct.unpack("!H", data[:2])
-        return f"closed by the exchange: {code} {data[2:].decode('utf-8', 'replace')}".rstrip()
+        reason = self.close_frame.data[2:].decode("utf-8", "replace")
+        return f"closed by the exchange: {code} {reason}".rstrip()
 
     def wake(self) -> None:
         """End the reading thread's work with `Woken`; from any thread, not during `release`."""
@@ -373,6 +383,13 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
     def release(self) -> None:
         """Close the descriptors."""
         self._ahead.release()
+
+
+def _retry_after(error: Exception) -> float:
+    """Return the Retry-After of a refused handshake in seconds; the exchange never gives a date."""
+    headers = getattr(error, "resp_headers", None) or {}
+    seconds = str(headers.get("retry-after", ""))
+    return float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0
 
 
 def _refusal(answer: websocket.WebSocketBadStatusException) -> str:

@@ -15,10 +15,11 @@ from structlog.testing import capture_logs
 from config.settings import ConnectionConfig
 from sandbox.exchange import Limits
 from sandbox.exchange.frames import frame
-from src import binance_client
 from src.backoff import Backoff
-from src.binance_client import BinanceConnection, GaveUp, spread, subscribe_groups
+from src.binance_client import BinanceConnection, GaveUp
 from src.events import EventDecoder, Topics
+from src.lines import spread
+from src.subscriptions import UNSUBSCRIBE, encoded, subscribe_groups
 from src.telemetry import Telemetry
 from tests.exchange_fixtures import eventually
 from tests.test_websocket_wire import PATIENCE, hanging, serving, shake_hands, wait_for_the_end
@@ -128,7 +129,7 @@ def test_streams_are_spread_over_connections_and_frames_within_the_exchanges_lim
         requests = subscribe_groups(group)
         assert [name for request in requests for name in request] == list(group)
         assert max(map(len, requests)) <= 100
-        assert max(len(binance_client._subscribe(request, 2**31)) for request in requests) <= 4_000
+        assert max(len(encoded(UNSUBSCRIBE, request, 2**31)) for request in requests) <= 4_000
 
 
 def test_3000_streams_are_subscribed_over_3_connections_at_most_4_frames_a_second(
@@ -309,10 +310,7 @@ def test_without_a_limit_of_failures_it_never_gives_up_and_the_wait_is_capped(
 @pytest.mark.parametrize(
     ("refuse", "why"),
     [
-        (
-            lambda exchange: exchange.handshake_status(429, 4, retry_after_s=3),
-            "429 Too Many Requests, retry after 3 s",
-        ),
+        (lambda exchange: exchange.handshake_status(429, 4), "answered 429 Too Many Requests"),
         (lambda exchange: exchange.handshake_status(403, 4), "answered 403 Forbidden"),
         (lambda exchange: exchange.stall_handshake(4), "the WebSocket handshake failed: not done in time"),
         (lambda exchange: exchange.close("next", connections=4, code=1008), "1008"),
@@ -329,6 +327,8 @@ def test_four_refusals_and_then_a_good_frame_start_the_count_anew(
     failures = [line for line in logged if line["event"] in {"connection_failed", "connection_lost"}]
     assert [line["failures_in_a_row"] for line in failures] == [1, 2, 3, 4]
     assert all(why in line["error"] for line in failures)
+    exchange.inject(["{}"])
+    eventually(lambda: reading.events)
     refuse(exchange)
     exchange.cut()
     eventually(lambda: len(of(logged, "subscription_confirmed")) == 2)
@@ -446,3 +446,33 @@ def test_200_reconnects_leave_no_descriptor_behind(exchange: Exchange, connect: 
     subscribed(exchange)
     eventually(lambda: descriptors() <= before)
     assert reading.count("reconnect_count") > 200
+
+
+@pytest.mark.parametrize("status", [418, 429, 503])
+def test_a_refusal_that_says_how_long_to_stay_away_is_obeyed(
+    exchange: Exchange, connect: Connect, logged: list[Any], status: int
+) -> None:
+    exchange.handshake_status(status, 1, retry_after_s=1)
+    began = time.monotonic()
+    connect(exchange.stream_url)
+    subscribed(exchange)
+    assert time.monotonic() - began >= 1.0
+    assert delays(logged) == [1.0]
+    assert "retry after 1 s" in of(logged, "connection_failed")[0]["error"]
+
+
+def confirm_and_hang_up(peer: socket.socket) -> None:
+    """Confirm a subscription, and close the connection at once."""
+    shake_hands(peer)
+    peer.recv(4096)
+    peer.sendall(frame(b'{"result":null,"id":1}') + frame(b'{"result":null,"id":2}'))
+
+
+def test_an_exchange_that_confirms_and_hangs_up_each_time_is_given_up_all_the_same(
+    connect: Connect, logged: list[Any]
+) -> None:
+    with serving(confirm_and_hang_up) as port:
+        reading = connect(f"ws://127.0.0.1:{port}/stream")
+        reading.ended()
+    assert isinstance(reading.failure, GaveUp)
+    assert [line["failures_in_a_row"] for line in of(logged, "connection_lost")] == [1, 2, 3, 4, 5]

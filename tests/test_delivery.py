@@ -104,7 +104,9 @@ class Rig:
         return self.telemetry.snapshot()[name]
 
     def close(self, seconds: float = 5.0) -> None:
-        self.delivery.close(Deadline(seconds))
+        deadline = Deadline(seconds)
+        self.delivery.finish(deadline)
+        self.delivery.close(deadline)
 
     def assert_accounted_for(self) -> None:
         """Check the equation, and that no part of it is negative."""

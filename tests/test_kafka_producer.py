@@ -123,7 +123,9 @@ class Rig:
         started = time.monotonic()
         if not self._closed:
             self._closed = True
-            self.delivery.close(Deadline(seconds))
+            deadline = Deadline(seconds)
+            self.delivery.finish(deadline)
+            self.delivery.close(deadline)
         return time.monotonic() - started
 
     def assert_all_accounted_for(self) -> None:
@@ -706,7 +708,9 @@ route = Route("trade", kafka.topic_trades, b"BTCUSDT", b"", 0, b"")
 for _ in range(100):
     delivery.accept([Event(route, b"x" * 200, int(time.time() * 1000)) for _ in range(100)])
 started = time.monotonic()
-delivery.close(Deadline(3.0))
+deadline = Deadline(3.0)
+delivery.finish(deadline)
+delivery.close(deadline)
 assert time.monotonic() - started < 3.3
 assert telemetry.snapshot()["messages_spooled"] == 10_000
 assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
