@@ -167,9 +167,5 @@ class FillQueue:
         heapq.heappush(self._ready, (task.rank, step, self._number, task))
 
 
-def _urgent(task: Task) -> bool:
-    return task.awaited if isinstance(task, Fill) else True
-
-
 def _awaited(task: Task) -> bool:
     return isinstance(task, Fill) and task.awaited

@@ -187,13 +187,14 @@ def test_the_exchanges_own_budget_is_never_overdrawn_by_many_threads(
     threads = [threading.Thread(target=_ask_until_closed, args=(rest,)) for _ in range(6)]
     for thread in threads:
         thread.start()
-    eventually(lambda: asked(rest)["rest_weight_used"] >= 300)
+    used = exchange._control._rest.budget
+    eventually(lambda: used.used >= 300)
     rest.close()
     for thread in threads:
         thread.join(3)
         assert not thread.is_alive()
     assert asked(rest)["rest_failures"] == 0
-    assert asked(rest)["rest_weight_used"] == 300
+    assert used.used == 300
 
 
 def _ask_until_closed(rest: BinanceRest) -> None:
