@@ -6,6 +6,7 @@ often, and when it is given up. Nothing here is called with a lock held that Con
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
@@ -84,6 +85,8 @@ class Backfill:
         self._refetch = Refetch(rest, topics, telemetry)
         self._outage = Outage(pace)
         self._answer_seconds = _USUAL_ANSWER_SECONDS
+        self._lock = threading.Lock()  # guards what is promised
+        self._promised = 0
         self._continuity: Continuity
         self._workers = [Worker(f"backfill-{number}", self._work, on_exit) for number in range(WORKERS)]
 
@@ -133,6 +136,8 @@ class Backfill:
         while (task := self._queue.take()) is not None:
             delay = self._fill(task) if isinstance(task, Fill) else self._take_snapshot(task)
             if delay is None:
+                if isinstance(task, Fill):
+                    self._promise(task, -task.promised)
                 self._queue.done(task)
             else:
                 self._queue.put_back(task, delay)
@@ -172,10 +177,8 @@ class Backfill:
         """Let live events pass at once when what they wait for cannot be there in time."""
         fill.admitted = True
         answers = answers_needed(fill.gap, missing)
-        fill.promised = answers * WEIGHTS[fill.gap.event_type]
-        earlier = (other for other in self._queue.awaited() if other.requested_at < fill.requested_at)
-        ahead = sum(other.promised for other in earlier)
-        seconds = max(answers * self._answer_seconds, self._rest.budget.wait_for(ahead + fill.promised))
+        promised = self._promise(fill, answers * WEIGHTS[fill.gap.event_type])
+        seconds = max(answers * self._answer_seconds, self._rest.budget.wait_for(promised))
         if self._outage.remaining() > 0:
             self._give_up_order(fill, Unreachable.reason)
         elif seconds > self._settings.max_wait_seconds >= self._rest.budget.wait_for(WEIGHTS[fill.gap.event_type]):
@@ -183,14 +186,15 @@ class Backfill:
 
     def _must_wait(self, fill: Fill, weight: int) -> float:
         """Reserve the weight of one answer, or return how long to wait; live events pass if that is long."""
-        if self._time_left(fill) <= 0:
-            fill.awaited = False  # Continuity has let them pass
+        if self._time_left(fill) <= 0:  # Continuity has let them pass
+            fill.awaited = False
+            self._promise(fill, -fill.promised)
         if (wait := self._outage.remaining()) > 0:
             self._give_up_order(fill, Unreachable.reason)
             return wait
         wait = self._rest.budget.reserve(weight, 1.0 if fill.awaited else _BACKGROUND_SHARE)
         if not wait:
-            fill.promised -= weight
+            self._promise(fill, -weight)
         elif wait > self._time_left(fill):
             self._give_up_order(fill, Limited.reason)
         return wait
@@ -201,7 +205,16 @@ class Backfill:
     def _give_up_order(self, fill: Fill, reason: str) -> None:
         if fill.awaited:
             fill.awaited = False
+            self._promise(fill, -fill.promised)
             self._continuity.give_up_order(fill.gap, f"rest_{reason}" if reason != "too_large" else reason)
+
+    def _promise(self, fill: Fill, weight: int) -> int:
+        """Set weight aside for a gap that live events wait for, or release it; return what is set aside for all."""
+        with self._lock:
+            change = max(weight, -fill.promised)
+            fill.promised += change
+            self._promised += change
+            return self._promised
 
     def _worked(self, seconds: float) -> None:
         self._outage.over()

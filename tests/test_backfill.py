@@ -15,8 +15,10 @@ from sandbox.exchange import Exchange, RestRules, Settings
 from src import backfill as subject
 from src.backfill import Backfill
 from src.binance_rest import BinanceRest
+from src.buffer import Buffer
+from src.continuity import Continuity
 from src.deadline import Deadline
-from src.events import Topics
+from src.events import EventDecoder, Topics
 from src.holes import Gap, Hole
 from src.outage import Pace
 from src.telemetry import Telemetry
@@ -24,10 +26,11 @@ from src.weight_budget import WeightBudget
 from tests.exchange_fixtures import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from src.events import Event
     from src.holes import Interval
+    from tests.exchange_fixtures import Client
 
 TOPICS = Topics("trades", "depth", "raw")
 START_MS = 1_723_161_240_000
@@ -259,6 +262,34 @@ def test_what_is_filled_meanwhile_on_another_way_is_not_asked_for() -> None:
         running.wanting.abandon(gap, "elsewhere")
         eventually(lambda: running.backfill.open_gaps == 0)
         assert running.counted("rest_requests") == 1
+
+
+class Silent:
+    """A ledger that nobody reads."""
+
+    def gap_opened(self, gap: Gap) -> None: ...
+    def gap_filled(self, gap: Gap, count: int) -> None: ...
+    def gap_unfillable(self, gap: Gap, missing: Sequence[Interval], reason: str) -> None: ...
+    def order_given_up(self, gap: Gap, reason: str) -> None: ...
+    def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None: ...
+
+
+def test_what_a_live_stream_leaves_out_is_put_in_its_place(connect: Callable[[str], Client]) -> None:
+    with scene(rate=1_000.0, symbols=("BTCUSDT",)) as running:
+        buffer, decoder = Buffer(1, 0.001), EventDecoder(TOPICS)
+        continuity = Continuity(*(buffer, running.backfill, Silent(), running.telemetry, BackfillConfig(), TOPICS))
+        running.backfill.attach(continuity)
+        client = connect(f"{running.exchange.stream_url}?streams=btcusdt@trade/btcusdt@aggTrade")
+        live = [event for _ in range(1_500) for event in decoder.decode([client.frame()[1]], START_MS).events]
+        kept = [event for number, event in enumerate(live) if number % 100 < 60 or number > 1_400]
+        for start in range(0, len(kept), 50):
+            assert continuity.put(kept[start : start + 50], 0)
+        eventually(lambda: continuity.held == 0 and running.backfill.open_gaps == 0)
+        passed = buffer._events
+        for kind in ("trade", "aggregate_trade"):
+            came = [event.first_id for event in passed if event.route.event_type == kind]
+            assert came == [event.first_id for event in live if event.route.event_type == kind]
+        assert len(passed) == len(live) > len(kept)
 
 
 # What is not there yet, or never
