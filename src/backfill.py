@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from src.binance_rest import Closed, Limited, Refused, RestError, Unreachable, depth_weight
 from src.fill_queue import Fill, FillQueue, Snapshot
 from src.outage import Outage, Pace
-from src.refetch import WEIGHTS, Refetch, answers_needed
+from src.refetch import WEIGHTS, Refetch, answers_needed, refetchable
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Backfill:
         self._refetch = Refetch(rest, topics, telemetry)
         self._outage = Outage(pace)
         self._answer_seconds = _USUAL_ANSWER_SECONDS
-        self._lock = threading.Lock()  # guards what is promised
+        self._lock = threading.Lock()  # guards what is promised, and who is awaited
         self._promised = 0
         self._continuity: Continuity
         self._workers = [Worker(f"backfill-{number}", self._work, on_exit) for number in range(WORKERS)]
@@ -137,7 +137,7 @@ class Backfill:
             delay = self._fill(task) if isinstance(task, Fill) else self._take_snapshot(task)
             if delay is None:
                 if isinstance(task, Fill):
-                    self._promise(task, -task.promised)
+                    self._let_go(task)
                 self._queue.done(task)
             else:
                 self._queue.put_back(task, delay)
@@ -167,7 +167,7 @@ class Backfill:
         return self._took(fill, missing[0], events)
 
     def _unfillable(self, fill: Fill) -> str | None:
-        if fill.gap.event_type not in WEIGHTS:
+        if not refetchable(fill.gap):
             return "not_refetchable"
         if not self._settings.enabled:
             return "backfill_disabled"
@@ -186,9 +186,8 @@ class Backfill:
 
     def _must_wait(self, fill: Fill, weight: int) -> float:
         """Reserve the weight of one answer, or return how long to wait; live events pass if that is long."""
-        if self._time_left(fill) <= 0:  # Continuity has let them pass
-            fill.awaited = False
-            self._promise(fill, -fill.promised)
+        if self._time_left(fill) <= 0:
+            self._let_go(fill)  # Continuity has let them pass
         if (wait := self._outage.remaining()) > 0:
             self._give_up_order(fill, Unreachable.reason)
             return wait
@@ -203,15 +202,21 @@ class Backfill:
         return task.requested_at + self._settings.max_wait_seconds - time.monotonic()
 
     def _give_up_order(self, fill: Fill, reason: str) -> None:
-        if fill.awaited:
-            fill.awaited = False
-            self._promise(fill, -fill.promised)
+        if self._let_go(fill):
             self._continuity.give_up_order(fill.gap, f"rest_{reason}" if reason != "too_large" else reason)
 
-    def _promise(self, fill: Fill, weight: int) -> int:
-        """Set weight aside for a gap that live events wait for, or release it; return what is set aside for all."""
+    def _let_go(self, fill: Fill) -> bool:
+        """Note that live events do not wait for a gap; return whether they did. Any worker may find out."""
         with self._lock:
-            change = max(weight, -fill.promised)
+            was_awaited, fill.awaited = fill.awaited, False
+            self._promised -= fill.promised
+            fill.promised = 0
+            return was_awaited
+
+    def _promise(self, fill: Fill, weight: int) -> int:
+        """Set weight aside for a gap that live events wait for, or take it; return the sum for all."""
+        with self._lock:
+            change = max(weight, -fill.promised) if fill.awaited else 0
             fill.promised += change
             self._promised += change
             return self._promised

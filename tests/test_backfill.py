@@ -355,9 +355,16 @@ def test_a_symbol_that_the_exchange_does_not_know_is_given_up_at_once() -> None:
 
 def test_what_no_request_brings_back_is_given_up_at_once() -> None:
     with scene() as running:
-        running.request("btcusdt@depth", "depth_update", (1, 5))
-        eventually(lambda: running.wanting.abandoned)
-        assert running.wanting.abandoned == [("btcusdt@depth", "not_refetchable", None)]
+        lost = [
+            ("btcusdt@depth", "depth_update"),
+            ("btcusdt@kline", "kline"),
+            ("btcusdt@bookTicker", "book_ticker"),
+        ]
+        for stream, event_type in lost:
+            running.request(stream, event_type, (1, 5))
+        eventually(lambda: len(running.wanting.abandoned) == len(lost))
+        assert {reason for _, reason, _ in running.wanting.abandoned} == {"not_refetchable"}
+        assert running.counted("rest_requests") == 0
 
 
 def test_a_request_that_is_refused_for_good_is_given_up_after_a_few_tries() -> None:
