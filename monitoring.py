@@ -1,7 +1,8 @@
-"""Show a running service live in the terminal: state, rates, prices, latencies, backlog, losses.
+"""Show a running service live in the terminal, or with --completeness what its gap ledger in Kafka says.
 
 Exit codes: 0 stopped on request, or ready with --once and --json; 1 with these two when the service is not
-ready or not reachable; 2 the configuration or the command line is wrong.
+ready or not reachable; with --completeness 0 when nothing is missing, 1 when something is, or Kafka does not
+answer; 2 the configuration or the command line is wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -24,6 +26,8 @@ from rich.console import Console
 from rich.live import Live
 
 from config.settings import SettingsError, load_settings
+from src.completeness_report import CompletenessReport
+from src.completeness_verdict import as_json, drawn, verdict
 from src.terminal_history import History, UnreachableError, fetch
 from src.terminal_parts import clean
 from src.terminal_view import Screen
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = _command_line(arguments)
+    if asked.completeness:
+        return _completeness(asked)
     try:
         url = asked.url or _configured_url()
     except SettingsError as error:
@@ -68,6 +74,32 @@ def _once(url: str, *, as_json: bool) -> int:
         _show(Screen(history, url, time.monotonic(), ascii_only=console.options.ascii_only), console)
     sys.stdout.flush()
     return 0 if status.get("ready") else 1
+
+
+def _completeness(asked: argparse.Namespace) -> int:
+    """Report what the gap ledger says, from Kafka alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
+        from src.kafka_ledger import LedgerUnreadable, read_ledger  # noqa: PLC0415 - only here
+    report = CompletenessReport()
+    since_ms = None if asked.since is None else int((time.time() - asked.since) * 1000)
+    try:
+        for record in read_ledger(load_settings().kafka, since_ms):
+            report.add(record)
+    except SettingsError as error:
+        sys.stderr.write("".join(f"{fault}\n" for fault in error.faults))
+        return 2
+    except LedgerUnreadable as error:
+        sys.stderr.write(f"monitoring: {clean(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    if asked.json:
+        sys.stdout.write(json.dumps(as_json(report)) + "\n")
+    else:
+        console = Console()
+        console.print(drawn(report), soft_wrap=not console.is_terminal)
+    return 0 if verdict(report).complete else 1
 
 
 def _show(screen: Screen, console: Console) -> None:
@@ -161,11 +193,23 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Show a running service live in the terminal; on anything else, one line a reading.",
         epilog="Exit codes: 0 stopped by Ctrl+C or SIGTERM; with --once and --json 0 when the service is ready, "
-        "1 when it is not ready or not reachable; 2 when the configuration or the command line is wrong.",
+        "1 when it is not ready or not reachable; with --completeness 0 when nothing is missing, else 1; 2 when "
+        "the configuration or the command line is wrong.",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="print one snapshot and exit (0 ready, 1 not)")
     how.add_argument("--json", action="store_true", help="print /status once, as JSON, and exit (0 ready, 1 not)")
+    parser.add_argument(
+        "--completeness",
+        action="store_true",
+        help="report what is missing from the topics, by the gap ledger in Kafka alone (0 nothing, 1 something)",
+    )
+    parser.add_argument(
+        "--since",
+        type=_age,
+        metavar="AGE",
+        help="with --completeness: only what the ledger says since then, such as 24h, 30m, 7d",
+    )
     parser.add_argument(
         "--url", type=_url, help="of the service (default: from MONITORING_HOST and MONITORING_PORT)"
     )
@@ -180,6 +224,13 @@ def _url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query:
         raise argparse.ArgumentTypeError("a URL like http://127.0.0.1:8000")
     return text.rstrip("/").removesuffix("/status")
+
+
+def _age(text: str) -> float:
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
+    if unit is None or not number.isdecimal() or not 0 < int(number) * unit <= 10 * 366 * 86_400:
+        raise argparse.ArgumentTypeError("a whole number with s, m, h or d, such as 24h")
+    return float(int(number) * unit)
 
 
 def _seconds(text: str) -> float:

@@ -172,8 +172,8 @@ class Ledger:
     def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None:
         """Write that a connection ended or could not be opened.
 
-        `code` and `reason` are those of the close frame, None and empty without one; `cause` is ours, a
-        short_snake_word.
+        `code` is that of the close frame, None without one; `reason` what the other side or the network said;
+        `cause` ours, a short_snake_word.
         """
         with self._lock:
             opened_at = self._connected_at.pop(connection, None)
@@ -188,7 +188,7 @@ class Ledger:
             )
 
     def connection_rotated(self, old: int, new: int, cause: str) -> None:
-        """Write that a connection took another's place without a gap: age, server_shutdown, window or silence."""
+        """Write that a connection took another's place without a gap; `cause` is a short_snake_word."""
         with self._lock:
             self._write("connection_rotated", _key(old), **{"from": old, "to": new, "cause": cause})
 
