@@ -56,6 +56,7 @@ class Ledger(Protocol):
     def gap_unfillable(self, gap: Gap, missing: Sequence[Interval], reason: str) -> None: ...  # noqa: D102
     def order_given_up(self, gap: Gap, reason: str) -> None: ...  # noqa: D102
     def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None: ...  # noqa: D102
+    def snapshot_taken(self, stream: str, symbol: str, last_update_id: int) -> None: ...  # noqa: D102
 
 
 class Continuity:
@@ -180,6 +181,7 @@ class Continuity:
             found.lane.put_snapshot(place, snapshot)
             self._held += 1
             self._telemetry.backfilled(1)
+            self._ledger.snapshot_taken(found.name, found.symbol, snapshot.last_id)
             self._pass_on(self._advance(found.lane))
             return True
 

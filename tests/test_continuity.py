@@ -34,6 +34,7 @@ class Stage:
         self.requests: list[Gap] = []
         self.snapshots: list[str] = []
         self.ledger: list[tuple[Any, ...]] = []
+        self.taken: list[tuple[str, str, int]] = []
         self._buffer = Buffer(1, 0.001)
         self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
         self.continuity = Continuity(
@@ -95,6 +96,9 @@ class Stage:
 
     def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
         self.ledger.append(("renumbered", stream, symbol, expected, got))
+
+    def snapshot_taken(self, stream: str, symbol: str, last_update_id: int) -> None:
+        self.taken.append((stream, symbol, last_update_id))
 
 
 def stream_of(payload: dict[str, Any]) -> str:
@@ -309,6 +313,7 @@ def test_a_book_gets_a_snapshot_at_its_start_and_behind_each_gap(stage: Stage) -
     assert stage.ids() == []
     assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 24))
     assert [(each.get("u"), each.get("lastUpdateId")) for each in stage.passed()] == [(None, 24), (26, None)]
+    assert stage.taken == [("btcusdt@depth@100ms", "BTCUSDT", 15), ("btcusdt@depth@100ms", "BTCUSDT", 24)]
     assert equation_holds(stage.counts())
 
 
