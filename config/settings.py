@@ -90,15 +90,16 @@ class BinanceConfig(_Section):
     streams: Names = ()
     ws_base_url: str = "wss://stream.binance.com:9443/ws"
     rest_base_url: str = "https://api.binance.com"
+    listing_interval_seconds: Seconds = 86_400.0
 
     _split = field_validator("symbols", "stream_types", "streams", mode="before")(_listed)
 
     @field_validator("symbols")
     @classmethod
     def _check_symbols(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
-        _refuse([names.fault_in_symbol(symbol) for symbol in symbols], names.ALLOWED_SYMBOLS)
-        if not symbols:
-            raise ValueError(f"must name at least one symbol: {names.ALLOWED_SYMBOLS}")
+        _refuse([names.fault_in_choice(symbol) for symbol in symbols], names.ALLOWED_CHOICE)
+        if all(symbol.startswith("-") for symbol in symbols):
+            raise ValueError(f"must name at least one symbol: {names.ALLOWED_CHOICE}")
         return tuple(dict.fromkeys(symbol.upper() for symbol in symbols))
 
     @field_validator("stream_types")
@@ -129,10 +130,23 @@ class BinanceConfig(_Section):
         _checked_url(url, ("http", "https"))
         return url.rstrip("/")
 
-    def stream_names(self) -> tuple[str, ...]:
-        """Every stream to subscribe to: `streams` when given, else every symbol with every type."""
+    @property
+    def needs_listing(self) -> bool:
+        """Whether only the exchange can tell which symbols are meant."""
+        return not self.streams and any(symbol.split(":")[0] == names.ALL for symbol in self.symbols)
+
+    def stream_names(self, symbols: tuple[str, ...]) -> tuple[str, ...]:
+        """Every stream to subscribe to: `streams` when given, else every one of these symbols with every type."""
         return self.streams or tuple(
-            f"{symbol.lower()}@{stream_type}" for symbol in self.symbols for stream_type in self.stream_types
+            f"{symbol.lower()}@{stream_type}" for symbol in symbols for stream_type in self.stream_types
+        )
+
+    def named_streams(self) -> tuple[str, ...]:
+        """Every stream that can be told without the exchange."""
+        excluded = {symbol[1:] for symbol in self.symbols if symbol.startswith("-")}
+        named = (symbol for symbol in self.symbols if symbol.split(":")[0] != names.ALL)
+        return self.stream_names(
+            tuple(symbol for symbol in named if not symbol.startswith("-") and symbol not in excluded)
         )
 
     def combined_url(self) -> str:
@@ -422,6 +436,13 @@ class SpoolConfig(_Section):
         return value.lower() if isinstance(value, str) else value
 
 
+class ResumeConfig(_Section):
+    """How a run goes on where the one before has ended."""
+
+    checkpoint_interval_seconds: Seconds = 10.0
+    resume_timeout_seconds: Seconds = 30.0
+
+
 class LoggingConfig(_Section):
     """What is logged, and in which form."""
 
@@ -468,6 +489,7 @@ class Settings(_Section):
     backfill: BackfillConfig = Field(default_factory=BackfillConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
@@ -480,6 +502,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "backfill": BackfillConfig,
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
+    "resume": ResumeConfig,
     "logging": LoggingConfig,
     "monitoring": MonitoringConfig,
     "service": ServiceConfig,
@@ -508,10 +531,27 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     return Settings.model_construct(**sections)
 
 
+RELOADED = frozenset({"BINANCE_SYMBOLS", "BINANCE_STREAM_TYPES", "BINANCE_STREAMS"})
+"""What a running service takes over from settings that have changed."""
+
+
+def changed_variables(before: Settings, after: Settings) -> list[str]:
+    """Name the variables whose values differ."""
+    return [
+        variable
+        for name, section in SECTIONS.items()
+        for variable, field in section.variables().items()
+        if getattr(getattr(before, name), field) != getattr(getattr(after, name), field)
+    ]
+
+
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
-    prefixes = ("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
+    prefixes = (
+        *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_"),
+        *("CHECKPOINT_", "RESUME_"),
+    )
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [

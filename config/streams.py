@@ -28,12 +28,26 @@ ALLOWED_TYPES = (
 )
 ALLOWED_STREAMS = f"{', '.join(MARKET_STREAMS)}, <symbol in lower case>@<type> with a type of {ALLOWED_TYPES}"
 ALLOWED_SYMBOLS = "letters and digits, such as BTCUSDT"
+ALLOWED_CHOICE = f"{ALLOWED_SYMBOLS}, ALL, ALL:<quote asset>, and -<symbol> to leave one out"
 
 _RETIRED = {"!ticker@arr": "2026-03-26", "!bookTicker": "2022-12-07"}
 _KNOWN_TYPES = frozenset(STREAM_TYPES)
 # Letters of any script since 2025-12. The exchange's own pattern has "-", "_" and "." too, but none of its
 # spot symbols does, and BTC-USDT or BTC_USDT, as other exchanges write it, would stay silent.
 _SYMBOL = re.compile(r"[^\W_]{1,50}")
+
+
+ALL = "ALL"
+"""In a choice of symbols: everything that is traded; `ALL:USDT`: everything against that asset."""
+
+
+def fault_in_choice(token: str) -> str | None:
+    """Say what is wrong with a part of a choice of symbols: a symbol, `ALL`, `ALL:<quote>`, `-<symbol>`."""
+    kind, colon, quote = token.partition(":")
+    if kind.upper() == ALL and (colon or kind == token):
+        return fault_in_symbol(quote) if colon else None
+    fault = fault_in_symbol(token.removeprefix("-"))
+    return fault if fault or token.upper() != f"-{ALL}" else f"{token!r} leaves nothing"
 
 
 def fault_in_symbol(symbol: str) -> str | None:

@@ -44,14 +44,23 @@ class GaveUp(Exception):  # noqa: N818 - named after the fact
     """As many connection attempts in a row failed as the settings allow."""
 
 
+class End(NamedTuple):
+    """How a connection ended: what the exchange's close frame said, if one came, and our word for it."""
+
+    code: int | None
+    reason: str
+    cause: str
+    """`closed`, `silent`, `not_opened`, `timeout`, `other`, or `retired` when this service ended it."""
+
+
 class Owner(Protocol):
     """Who has a connection, and perhaps another one for the same streams; called on the reading thread."""
 
     def opened(self, slot: int) -> None:
         """Take note that the connection is open; nothing was read from it yet."""
 
-    def ended(self, slot: int, code: int | None, reason: str) -> None:
-        """Take note that it is open no more: code of the exchange's close frame, if one came, and why."""
+    def ended(self, slot: int, end: End) -> None:
+        """Take note that it is open no more, or could not be opened."""
 
     def may_give_up(self, slot: int) -> bool:
         """Say whether no other connection is left to wait for."""
@@ -63,7 +72,7 @@ class Alone:
     def opened(self, slot: int) -> None:
         """Do nothing."""
 
-    def ended(self, slot: int, code: int | None, reason: str) -> None:
+    def ended(self, slot: int, end: End) -> None:
         """Do nothing."""
 
     def may_give_up(self, slot: int) -> bool:  # noqa: ARG002 - the owner's interface
@@ -202,7 +211,7 @@ class BinanceConnection:
         self._state.notify_all()
 
     def _one_connection(self) -> Iterator[Chunk]:
-        reader, why, asked = FrameReader(), "ended by this service", False
+        reader, cause = FrameReader(), ""
         with self._state:
             self._reader = reader
         try:
@@ -215,19 +224,19 @@ class BinanceConnection:
             self._telemetry.connection_opened(self._number, self._slot, len(self._subscriptions))
             yield from self._read(reader)
         except Woken:
-            asked = True
+            cause = "retired"
             yield from self._read_to_the_end(reader)
         except _Lost as error:
-            why = str(error) or type(error).__name__
+            cause = getattr(error, "cause", "timeout" if isinstance(error, TimeoutError) else "other")
             raise
         finally:
             with self._state:
                 self._reader = None
             reader.release()
-            if self.open:
-                self.opened_at = None
-                self._owner.ended(self._slot, reader.close_code, why)
-            if asked or not self.wanted:
+            self.opened_at = None
+            if cause:
+                self._owner.ended(self._slot, End(reader.close_code, reader.close_text, cause))
+            if cause == "retired" or not self.wanted:
                 self._telemetry.connection_closed(self._number, self._slot)
 
     def _read(self, reader: FrameReader) -> Iterator[Chunk]:

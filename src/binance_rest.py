@@ -17,6 +17,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, TimeoutError  # noqa: A004 - its own
 
 from src.deadline import Deadline
+from src.selection import Listed
 
 if TYPE_CHECKING:
     from src.telemetry import Telemetry
@@ -112,6 +113,18 @@ class _ErrorBody(msgspec.Struct):
     msg: str = ""
 
 
+class _Symbol(msgspec.Struct):
+    symbol: str
+    status: str
+    base: str = msgspec.field(default="", name="baseAsset")
+    quote: str = msgspec.field(default="", name="quoteAsset")
+
+
+class _Symbols(msgspec.Struct):
+    symbols: list[_Symbol]
+
+
+_symbols = msgspec.json.Decoder(_Symbols).decode
 _error_body = msgspec.json.Decoder(_ErrorBody).decode
 
 
@@ -157,6 +170,17 @@ class BinanceRest:
         if (limit := _weight_limit(info)) is not None:
             self.budget.learn_limit(limit)
         return info
+
+    def listed(self) -> list[Listed]:
+        """Ask what is traded, of all symbols, and build nothing else of an answer of 15 MB."""
+        answer = self._get("exchangeInfo", _INFO_WEIGHT, {})
+        try:
+            symbols = _symbols(answer.body).symbols
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Malformed(f"exchangeInfo: {error}") from error
+        if not symbols:
+            raise Malformed("exchangeInfo: no symbols")
+        return [Listed(each.symbol, each.status, each.base, each.quote) for each in symbols]
 
     def time_ms(self) -> int:
         """Ask for the exchange's time, ms since the epoch."""

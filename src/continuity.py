@@ -17,17 +17,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 from config.streams import stream_symbol
-from src.events import NO_ID, event_type_of, topic_for
+from src.events import NO_ID
 from src.holes import Gap
 from src.lanes import Lane, PlacedHole, SnapshotPlace
-from src.sequences import BAR, DEPTH, Stream, Verdict
+from src.sequences import BAR, DEPTH, Stream, Verdict, missing_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from config.settings import BackfillConfig
     from src.buffer import Buffer
-    from src.events import Event, Route, Topics
+    from src.events import Event, Route
     from src.holes import Interval, Position
     from src.lanes import WaitedFor
     from src.sequences import Tally
@@ -73,7 +73,6 @@ class Continuity:
         ledger: Ledger,
         telemetry: Telemetry,
         settings: BackfillConfig,
-        topics: Topics,
         *,
         standby: bool = False,
     ) -> None:
@@ -82,12 +81,13 @@ class Continuity:
         self._ledger = ledger
         self._telemetry = telemetry
         self._settings = settings
-        self._topics = topics
         self._lock = threading.Lock()  # guards everything below, and the order of what goes into the buffer
         self._routes: dict[Route, Stream] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._holes: dict[str, PlacedHole] = {}
+        self._resumed: dict[str, Position] = {}
+        """Where an earlier run ended, of streams that were not met yet."""
         self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
         """With a standby: the next id of each stream on each of its two connections."""
         self._held = 0
@@ -205,13 +205,16 @@ class Continuity:
     def resume(self, positions: dict[str, Position]) -> None:
         """Say where Kafka ends, by stream: what is missing since is filled. Also after the first events."""
         with self._lock:
-            for position in positions.values():
-                self._pass_on(self._continue(position))
+            self._resumed |= positions
+            for stream in self._counted():
+                if stream.name in positions:
+                    self._continue_late(stream)
 
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events went into the buffer so far, and where each counted stream stands with these."""
         with self._lock:
-            return self._put, {stream.name: stream.position() for stream in self._counted()}
+            standing = [stream for stream in self._streams.values() if stream.first_seen or stream.resumed]
+            return self._put, {stream.name: stream.position() for stream in standing}
 
     def traffic(self) -> dict[str, int]:
         """Return, by stream, how many events came."""
@@ -278,12 +281,15 @@ class Continuity:
         """Meet the first event of a stream: where an earlier run ended, it goes on."""
         if stream.event_type == DEPTH:
             self._want_snapshot(stream)
-        first, last = stream.missing_since_earlier_run(event)
+        position = self._resumed.pop(stream.name, None)
+        if position is None:
+            return
+        self._fill_behind(stream, position.missing)
+        first, last = missing_since(position, event)
         if first <= last:
             self._jumped(stream, event, first, last, "resume")
         elif first > event.first_id:
             self._ledger.renumbered(stream.name, stream.symbol, first, event.first_id)
-        stream.resumed = None
 
     def _late(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
@@ -385,21 +391,21 @@ class Continuity:
         self._held -= len(due)
         return due
 
-    def _continue(self, position: Position) -> list[Event]:
-        """Go on from where an earlier run ended: what it left open is filled out of order."""
-        stream = self._stream_named(position.stream)
-        stream.resumed = position
-        event = stream.first_seen
+    def _continue_late(self, stream: Stream) -> None:
+        """Go on from where an earlier run ended, now that the first events of this one have passed."""
+        position = self._resumed.pop(stream.name)
         missing = list(position.missing)
-        if event is not None:  # late: this run's first events have passed
-            first, last = stream.missing_since_earlier_run(event)
+        if stream.first_seen is not None:
+            first, last = missing_since(position, stream.first_seen)
             missing += [(first, last)] if first <= last else []
-            stream.resumed = None
+        self._fill_behind(stream, missing)
+
+    def _fill_behind(self, stream: Stream, missing: Iterable[Interval]) -> None:
+        """Fill what an earlier run has left open; what comes live does not wait for it."""
         for first, last in missing if stream.event_type != DEPTH else ():
             gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
-            if self._open(stream, gap, event) is not None:
+            if self._open(stream, gap, None) is not None:
                 self._ledger.order_given_up(gap, "resumed")
-        return []
 
     # Streams
 
@@ -418,11 +424,6 @@ class Continuity:
             lane = self._lanes.setdefault((topic, symbol), Lane())
             stream = self._streams[name, symbol] = Stream(name, symbol, event_type, lane)
         return stream
-
-    def _stream_named(self, name: str) -> Stream:
-        """Find the stream that a name tells; of a symbol, since only these are counted."""
-        event_type = event_type_of(name)
-        return self._stream(name, stream_symbol(name) or "", event_type, topic_for(event_type, self._topics))
 
     def _stream_of(self, gap: Gap) -> Stream:
         return self._streams[gap.stream, gap.symbol]

@@ -70,6 +70,11 @@ class Delivery:
         self._telemetry = telemetry
         self._lock = threading.Lock()  # guards _direct, _sent_up_to and _next
         self._next = spool.last_seq + 1
+        self.first_seq = self._next
+        """The number of the first event of this run."""
+        self._settled_up_to = spool.last_seq if not spool.count else 0
+        self._asked = threading.Event()
+        self._held = False
         self._direct = not spool.count
         self._sent_up_to = 0 if spool.count else spool.last_seq
         """Of what is on disk, everything up to this number is in flight or acknowledged."""
@@ -121,6 +126,29 @@ class Delivery:
                 self._go_by_way_of_the_disk(events[taken].seq - 1)
             self._store(events[taken:], "buffered")
 
+    def hold(self) -> None:
+        """Send nothing from disk until `release`: it may be in Kafka; before `start`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Send from disk from here on."""
+        self._held = False
+        self._wake.set()
+
+    @property
+    def most_sent_from_disk(self) -> int:
+        """How many of the first events on disk a killed run may have sent, at most."""
+        return 2 * self._sink.in_flight.max_records + _DRAIN_IN_FLIGHT
+
+    def settled_up_to(self) -> int:
+        """Return a number up to which every event is in Kafka, or is known never to be there.
+
+        It is found out by the drainer after somebody asked, so it may lag; it never goes back.
+        """
+        self._asked.set()
+        self._wake.set()
+        return self._settled_up_to
+
     def finish(self, deadline: Deadline) -> None:
         """Deliver by the deadline what Kafka takes, when nothing is accepted any more."""
         self._sink.hurry()
@@ -141,7 +169,7 @@ class Delivery:
         self._spool.close()
 
     def _has_hope(self, connecting: Deadline) -> bool:
-        left = self._sink.in_flight.records or self._spool.count
+        left = self._sink.in_flight.records or (self._spool.count and not self._held)
         absent = not self._sink.ready and connecting.expired
         stuck = absent or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
         return bool(left) and not stuck and self._drainer.alive
@@ -226,9 +254,25 @@ class Delivery:
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
         if stalled and not self._secured:
             self._secure()
-        elif ready and not stalled and not self._direct:
+        elif ready and not stalled and not self._direct and not self._held:
             self._send_from_disk()
+        if self._asked.is_set():
+            self._asked.clear()
+            self._look_what_is_settled()
         self._dead_letters.forward()
+
+    def _look_what_is_settled(self) -> None:
+        """Find the lowest number in flight or on disk; nothing can be handed to the sink meanwhile.
+
+        What left the list of the unacknowledged and has not been told about yet still counts as in flight, so
+        when there are as many in the list as are counted, nothing is on its way from one place to another.
+        """
+        with self._lock:
+            counted = self._sink.in_flight.records
+            in_flight = self._sink.unacknowledged()
+            if len(in_flight) == counted and not self._returned:
+                lowest = min((event.seq for event in in_flight), default=self._next)
+                self._settled_up_to = max(self._settled_up_to, min(lowest, self._spool.first_seq or lowest) - 1)
 
     def _take_back(self, returned: _Returned) -> None:
         events = returned.events

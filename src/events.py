@@ -63,15 +63,6 @@ def topic_for(event_type: str, topics: Topics) -> str:
     return str(getattr(topics, kind))
 
 
-def event_type_of(stream: str) -> str:
-    """Return the type of the events of a stream of one symbol that the exchange counts, else `unknown`."""
-    kind = stream.partition("@")[2]
-    if kind.startswith("kline_"):
-        return "kline"
-    counted = {"depth": "depthUpdate", "depth@100ms": "depthUpdate"}
-    return _EVENT_TYPES.get(counted.get(kind, kind), ("unknown",))[0]
-
-
 class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What all events of one kind and symbol share; made once, compared by identity."""
 

@@ -74,10 +74,10 @@ def producer_options(kafka: KafkaConfig) -> dict[str, Any]:
 
 def open_producer(kafka: KafkaConfig, **overrides: object) -> KafkaProducer:
     """Open a producer, blocking until a broker answers; raises `KafkaError` after 5 s without one."""
-    return _opened(Producer, producer_options(kafka) | overrides)
+    return opened(Producer, producer_options(kafka) | overrides)
 
 
-def _opened(make: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - a client of kafka-python
+def opened(make: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - a client of kafka-python
     """Construct a client; when that fails, close what it has started, which the library leaks."""
     inner: list[Any] = []
 
@@ -265,7 +265,7 @@ class KafkaSink:
     def _create_missing_topics(self) -> list[str]:
         """Create topics and return the names of those of the data."""
         options = self._kafka.client_options() | {"bootstrap_timeout_ms": int(_BOOTSTRAP_SECONDS * 1000)}
-        admin = _opened(KafkaAdminClient, options)
+        admin = opened(KafkaAdminClient, options)
         try:
             missing = topics.missing_topics(admin, self._topics)
             created = topics.create_topics(admin, missing)

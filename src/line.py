@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from config.settings import ConnectionConfig
-    from src.binance_client import Chunk
+    from src.binance_client import Chunk, End
     from src.deadline import Deadline
     from src.events import Decoded, EventDecoder
     from src.telemetry import Telemetry
 
-SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "stream_silent"
+SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "silence"
 
 
 class Ledger(Protocol):
-    """Who writes down what becomes of the connections, by their sources; no method waits."""
+    """Who writes down what becomes of the connections; no method waits."""
 
     def connection_opened(self, connection: int, streams: int) -> None: ...  # noqa: D102
     def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None: ...  # noqa: D102
     def connection_rotated(self, old: int, new: int, cause: str) -> None: ...  # noqa: D102
+    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None: ...  # noqa: D102
 
 
 class Parts(NamedTuple):
@@ -184,9 +185,9 @@ class Line:
         self._slots[slot].forget()
         self._parts.ledger.connection_opened(self._slots[slot].source, len(self.streams))
 
-    def ended(self, slot: int, code: int | None, reason: str) -> None:
+    def ended(self, slot: int, end: End) -> None:
         """Take note of the end of a connection."""
-        self._parts.ledger.connection_closed(self._slots[slot].source, code, reason, "closed" if code else "lost")
+        self._parts.ledger.connection_closed(self._slots[slot].source, *end)
 
     def may_give_up(self, slot: int) -> bool:
         """Say whether the other connection is not wanted, or has failed as often."""

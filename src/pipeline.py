@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from src.backfill import Backfill
     from src.buffer import Buffer
+    from src.checkpoints import CheckpointWriter
     from src.continuity import Continuity
     from src.delivery import Delivery
     from src.ledger import Hours
     from src.line import Slot
     from src.lines import Lines
     from src.outbox import Outbox
+    from src.resume import Resume
     from src.telemetry import Telemetry
 
 _OUTBOX_SECONDS = 2.0
@@ -47,6 +49,8 @@ class Pipeline:
         backfill: Backfill,
         buffer: Buffer,
         delivery: Delivery,
+        resume: Resume,
+        checkpoints: CheckpointWriter,
         hours: Hours,
         outbox: Outbox,
         telemetry: Telemetry,
@@ -56,21 +60,37 @@ class Pipeline:
         self._backfill = backfill
         self._buffer = buffer
         self._delivery = delivery
+        self._resume = resume
+        self._checkpoints = checkpoints
         self._hours = hours
         self._outbox = outbox
         self._telemetry = telemetry
         self.lines = open_lines(self._ingest)
         self._keeper = Keeper(self.lines, self, on_exit)
         self._publisher = Worker("kafka-publisher", self._publish, on_exit)
+        self._reading = False
 
     def start(self) -> None:
-        """Start from the end of the flow backwards."""
+        """Start from the end of the flow backwards, all but the lines."""
+        self._resume.start()
         self._delivery.start()
         self._outbox.start()
         self._publisher.start()
         self._backfill.start()
+        self._checkpoints.start()
+
+    def open_lines(self) -> None:
+        """Start to read: the streams go on where they stand in Kafka, if that is known by now."""
+        if not self._resume.done:
+            self._telemetry.resuming_later()
         self.lines.start()
         self._keeper.start()
+        self._reading = True
+
+    @property
+    def may_open_lines(self) -> bool:
+        """Whether the streams' positions are known, or waited for long enough."""
+        return self._resume.may_go_on
 
     def stop(self, deadline: Deadline) -> None:
         """Stop in the direction of flow: stop reading, flush the buffer, deliver; all by the deadline."""
@@ -82,7 +102,9 @@ class Pipeline:
         self._hours.finish()
         self._buffer.close()
         self._publisher.join(deadline.remaining())
+        self._resume.close(deadline.remaining(at_most=0.5))
         self._delivery.finish(deadline)
+        self._checkpoints.close(deadline)
         self._outbox.close(Deadline(deadline.remaining(at_most=_OUTBOX_SECONDS)))
         self._delivery.close(deadline)
         self._telemetry.left_behind()
@@ -98,8 +120,9 @@ class Pipeline:
     @property
     def alive(self) -> bool:
         """Whether every thread that moves events runs."""
-        workers = (self._delivery, self._outbox, self._backfill, self.lines, self._keeper, self._publisher)
-        return all(worker.alive for worker in workers)
+        workers = (self._delivery, self._outbox, self._backfill, self._publisher, self._resume, self._checkpoints)
+        readers = (self.lines, self._keeper) if self._reading else ()
+        return all(worker.alive for worker in (*workers, *readers))
 
     def traffic(self) -> dict[str, int]:
         """Return the events received so far, by stream."""

@@ -56,6 +56,14 @@ class Tally(NamedTuple):
     """Ids of this time that are missing still."""
 
 
+def missing_since(position: Position, event: Event) -> Interval:
+    """Return what is missing between the end of an earlier run and this event; empty when the end is below."""
+    after = position.last + 1
+    if not position.final:  # its last bar was open still; the bars of a stream are equally long, months nearly
+        after -= event.last_id - event.first_id + 1
+    return after, event.first_id - 1
+
+
 class Stream:
     """Where one stream of a symbol stands. Not locked; its owner is."""
 
@@ -70,8 +78,6 @@ class Stream:
         self.latest: Event | None = None
         self.first_seen: Event | None = None
         """The first counted event of this run."""
-        self.resumed: Position | None = None
-        """Where an earlier run ended, until the first event is there."""
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
         self.wants_snapshot = False
@@ -120,16 +126,6 @@ class Stream:
             after = self.latest.first_id
         return after, event.first_id - 1
 
-    def missing_since_earlier_run(self, event: Event) -> Interval:
-        """Return what is missing between an earlier run and this first event; empty when the end is below."""
-        position = self.resumed
-        if position is None:
-            return event.first_id, event.first_id - 1
-        after = position.last + 1
-        if not position.final:  # its last bar was open still; bars of one stream are equally long, months nearly
-            after -= event.last_id - event.first_id + 1
-        return after, event.first_id - 1
-
     def repeats_by(self, event: Event) -> list[Event]:
         """Take note of an event whose id has passed and is not missing; return those that are repeats for sure.
 
@@ -161,6 +157,8 @@ class Stream:
         waits_from = self.lane.first_id(self.name)
         if waits_from is not None:
             return Position(self.name, waits_from - 1, tuple(each for each in missing if each[1] < waits_from))
+        if self.first_seen is None and self.resumed is not None:  # quiet since the earlier run
+            return self.resumed._replace(missing=missing)
         final = self.latest is None or self.latest.final
         return Position(self.name, self.after - 1, missing, final)
 

@@ -13,7 +13,14 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from config.settings import Settings, SettingsError, load_settings, unknown_variables
+from config.settings import (
+    RELOADED,
+    Settings,
+    SettingsError,
+    changed_variables,
+    load_settings,
+    unknown_variables,
+)
 from src import signals
 from src.backfill import Backfill
 from src.binance_client import GaveUp
@@ -27,6 +34,7 @@ from src.events import PIPELINE_VERSION, EventDecoder
 from src.ledger import Hours, Ledger
 from src.line import Parts, Slot
 from src.lines import Lines
+from src.listing import Listing
 from src.logger import configure_logging, get_logger
 from src.outbox import Outbox
 from src.pipeline import Pipeline
@@ -36,12 +44,16 @@ from src.weight_budget import WeightBudget
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
+    from src.checkpoints import CheckpointWriter
     from src.kafka_producer import KafkaSink, topic_names
+    from src.resume import Resume
 
 _STALLED_SECONDS = 5.0
+_LISTING_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from src.worker import Worker
 
@@ -50,7 +62,6 @@ class Service:
     """All parts of one running service, composed from its settings."""
 
     def __init__(self, settings: Settings, spool: Spool) -> None:
-        streams = settings.binance.stream_names()
         self._settings = settings
         self._failed: list[Worker] = []
         self._stopping = False
@@ -77,20 +88,26 @@ class Service:
             self._ledger,
             self._telemetry,
             settings.backfill,
-            topics,
             standby=settings.connection.standby,
         )
         backfill.attach(continuity)
+        delivery = Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended)
+        resume = self._resume(delivery, continuity)
         self._pipeline = Pipeline(
-            lambda read: Lines(streams, self._parts(read)),
+            lambda read: Lines(settings.binance.named_streams(), self._parts(read)),
             continuity,
             backfill,
             buffer,
-            Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended),
+            delivery,
+            resume,
+            self._checkpoints(delivery, continuity, resume),
             Hours(self._ledger, continuity.tallies, time.time_ns() // 1_000_000),
             outbox,
             self._telemetry,
             self._worker_ended,
+        )
+        self._listing = Listing(
+            settings.binance, rest.listed, self._read_streams, spool.folder, self._telemetry, self._worker_ended
         )
         self._endpoints = self._open_endpoints()
 
@@ -106,26 +123,54 @@ class Service:
         if self._endpoints:
             self._endpoints.start()
         self._pipeline.start()
+        self._listing.start()
         interval = self._settings.service.metrics_interval_seconds
         signal.setitimer(signal.ITIMER_REAL, interval, interval)  # raises METRICS_DUE
-        cause = self._wait()
+        cause = None
+        while cause is None and not self._pipeline.may_open_lines:
+            cause = self._cause_to_stop(signal.sigtimedwait(signals.RECEIVED, _LOOK_SECONDS))
+        if cause is None:
+            self._pipeline.open_lines()
+        while cause is None:
+            cause = self._cause_to_stop(signal.sigwaitinfo(signals.RECEIVED))
         signal.setitimer(signal.ITIMER_REAL, 0)
         return self._stop(cause)
 
-    def _wait(self) -> str:
-        while True:
-            received = signal.sigwait(signals.RECEIVED)
-            if received in signals.STOP:
-                return signal.Signals(received).name
-            if received == signals.METRICS_DUE:
-                self._telemetry.reported()
-            elif self._failed:
-                return f"{self._failed[0].name} ended"
+    def _cause_to_stop(self, received: signal.struct_siginfo | None) -> str | None:
+        number = received.si_signo if received is not None else None
+        if number in signals.STOP:
+            return signal.Signals(number).name
+        if number == signals.METRICS_DUE:
+            self._telemetry.reported()
+        elif number == signals.RELOAD:
+            self._reload()
+        return f"{self._failed[0].name} ended" if self._failed else None
+
+    def _reload(self) -> None:
+        """Read the settings again; take over which streams are meant, and say what else has changed."""
+        try:
+            settings = load_settings()
+        except SettingsError as error:
+            self._telemetry.settings_refused(error.faults)
+            return
+        changed = changed_variables(self._settings, settings)
+        self._telemetry.settings_reread([name for name in changed if name not in RELOADED])
+        _warn_of_unknown_variables()
+        self._listing.choose(settings.binance)
+
+    def _read_streams(self, streams: Sequence[str]) -> None:
+        """Read exactly these streams from here on; runs on the thread of the listing."""
+        added, removed = self._pipeline.lines.change(streams)
+        if added or removed:
+            self._telemetry.streams_changed(added, removed)
+            self._ledger.streams_changed(added, removed)
 
     def _stop(self, cause: str) -> int:
         self._stopping = True
         self._telemetry.stopping(cause)
+        self._listing.close()
         self._pipeline.stop(Deadline(self._settings.service.shutdown_timeout_seconds))
+        self._listing.join(_LISTING_SECONDS)
         if self._endpoints:
             self._endpoints.stop()
         for worker in self._failed:
@@ -166,6 +211,31 @@ class Service:
             self._worker_ended,
         )
 
+    def _resume(self, delivery: Delivery, continuity: Continuity) -> Resume:
+        return Resume(
+            self._settings.kafka,
+            topic_names(self._settings.kafka),
+            self._settings.resume.resume_timeout_seconds,
+            self._spool,
+            delivery,
+            continuity,
+            self._telemetry,
+            self._worker_ended,
+            lambda: self._sink.ready,
+        )
+
+    def _checkpoints(self, delivery: Delivery, continuity: Continuity, resume: Resume) -> CheckpointWriter:
+        return CheckpointWriter(
+            self._settings.kafka,
+            self._settings.resume.checkpoint_interval_seconds,
+            self._sink,
+            delivery,
+            continuity,
+            self._telemetry,
+            self._worker_ended,
+            lambda: resume.done,
+        )
+
     def _open_endpoints(self) -> Endpoints | None:
         host, port = self._settings.monitoring.host, self._settings.monitoring.port
         if not port:
@@ -189,12 +259,13 @@ class Service:
             "spool_bytes": self._spool.bytes,
             "spool_bytes_limit": self._spool.max_bytes,
         }
-        return self._telemetry.status() | self._pipeline.state() | state
+        return self._telemetry.status() | self._pipeline.state() | self._listing.state() | state
 
     def _unready(self) -> list[str]:
         stalled = self._sink.in_flight.stalled_seconds
         reasons = {
             "stopping": self._stopping,
+            "the exchange's list of symbols has not been read yet": self._listing.waiting,
             "not connected to the exchange": not self._telemetry.connected,
             "not connected to Kafka": not self._sink.ready,
             f"Kafka has acknowledged nothing for {stalled:.0f} s": stalled > _STALLED_SECONDS,
@@ -204,7 +275,7 @@ class Service:
 
     def _alive(self) -> bool:
         """Whether every thread works, or ends because it was asked to."""
-        return not self._failed and (self._stopping or self._pipeline.alive)
+        return not self._failed and (self._stopping or (self._pipeline.alive and self._listing.alive))
 
 
 def serve() -> int:
@@ -222,6 +293,10 @@ def serve() -> int:
         )
         return 2
     configure_logging(settings.logging.level, settings.logging.format)
+    _warn_of_unknown_variables()
+    return Service(settings, spool).run()
+
+
+def _warn_of_unknown_variables() -> None:
     for variable, nearest in unknown_variables().items():
         get_logger("settings").warning("unknown_variable", variable=variable, nearest=nearest)
-    return Service(settings, spool).run()

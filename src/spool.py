@@ -77,7 +77,8 @@ class Spool:
 
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
-        self._folder: Path = config.path
+        self.folder: Path = config.path
+        """Where it lives; this process has it to itself."""
         self._lock = threading.Lock()  # guards the connection, the counts, the cache of routes and _evicted
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
@@ -85,7 +86,7 @@ class Spool:
         """By topic: between these numbers nothing of it is left that `evict` has not taken."""
         self.damaged: Path | None = None
         self._refused_at = float("-inf")
-        self._claim = _claimed(self._folder)
+        self._claim = _claimed(self.folder)
         try:
             self._database = self._opened()
             self.count, self.bytes, self.last_seq = self._database.execute(
@@ -94,7 +95,7 @@ class Spool:
             ).fetchone()
         except sqlite3.Error as error:
             os.close(self._claim)
-            raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
+            raise SpoolUnusable(f"{self.folder / FILE}: {error}") from error
 
     # Events
 
@@ -170,12 +171,20 @@ class Spool:
         with self._lock, _translated():
             return [self._event(*row) for row in self._database.execute(query, (after, limit))]
 
-    def remove(self, numbers: Sequence[int]) -> None:
-        """Delete events by sequence number; numbers that are not there do no harm."""
+    @property
+    def first_seq(self) -> int | None:
+        """The lowest number on disk, None when there is none."""
+        with self._lock, _translated():
+            ((lowest,),) = self._database.execute("SELECT MIN(seq) FROM events").fetchall()
+        return None if lowest is None else int(lowest)
+
+    def remove(self, numbers: Sequence[int]) -> int:
+        """Delete events by sequence number and return how many; numbers that are not there do no harm."""
         with self._lock:
             with self._transaction() as database:
                 deleted = _delete(database, numbers)
             self._forget(deleted)
+        return len(deleted)
 
     def evict(self, topic: str, size: int, not_before: int) -> list[Event]:
         """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them."""
@@ -240,7 +249,7 @@ class Spool:
     # The file
 
     def _opened(self) -> sqlite3.Connection:
-        path = self._folder / FILE
+        path = self.folder / FILE
         try:
             return self._connected(path)
         except sqlite3.DatabaseError as error:
@@ -296,7 +305,7 @@ class Spool:
         if now - self._free_checked_at < _FREE_CHECK_SECONDS:
             return
         with _translated():
-            free = shutil.disk_usage(self._folder).free
+            free = shutil.disk_usage(self.folder).free
         if free < self._config.min_free_bytes:
             raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
         self._free_checked_at = now

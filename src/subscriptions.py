@@ -165,11 +165,13 @@ class Subscriptions:
         return Outcome(unconfirmed=self._unnamed(given_up))
 
     def _next(self, now: float) -> _Request | None:
+        if self._unsent:
+            return self._unsent.popleft()
         for place, (at, request) in enumerate(self._later):
             if at <= now:
                 del self._later[place]
                 return request
-        return self._unsent.popleft() if self._unsent else None
+        return None
 
     def _still_meant(self, request: _Request) -> tuple[str, ...]:
         """Leave out what was changed again since."""

@@ -30,7 +30,7 @@ class Telemetry:
     """Counts under one lock, so that a snapshot is one instant and the equation of the contract holds in it.
 
     received + recovered + backfilled = skipped + duplicate + buffered + in flight + spooled + produced + failed
-    + dead-lettered + dropped, in events after array splitting.
+    + dead-lettered + dropped + already delivered, in events after array splitting.
     """
 
     def __init__(self, connections: int = 1, repeat_seconds: float = 60.0) -> None:
@@ -193,6 +193,12 @@ class Telemetry:
             self._counts["messages_recovered"] += events
             self._counts["messages_spooled"] += events
         self._log.info("spool_recovered", events=events)
+
+    def already_delivered(self, events: int) -> None:
+        """Count what an earlier run has left on disk although Kafka has it: sent, and killed before the answer."""
+        if events:
+            self._move(events, "messages_spooled", "messages_already_delivered")
+            self._log.info("spool_already_delivered", events=events)
 
     def spool_redirected(self, events: int) -> None:
         """Log that what an earlier run has left was meant for topics of other settings."""
@@ -427,6 +433,38 @@ class Telemetry:
         """Log which streams are read from here on, and which no more."""
         self._log.info("streams_changed", added=list(added), removed=list(removed))
 
+    def listing_read(self, symbols: int, trading: int) -> None:
+        """Log that the exchange has said what it lists."""
+        self._log.info("listing_read", symbols=symbols, trading=trading)
+
+    def listing_unavailable(self, error: BaseException, *, waiting: bool) -> None:
+        """Log that it has not, once until it does; names are read all the same, `ALL` has to wait."""
+        effect = "streams cannot be chosen yet" if waiting else "symbols are not checked"
+        self._log.warning("listing_unavailable", error=str(error), effect=effect)
+
+    def listing_taken_from_disk(self, symbols: int, age: float) -> None:
+        """Log that the listing of an earlier run stands in for today's."""
+        self._log.warning("listing_taken_from_disk", symbols=symbols, age_seconds=round(age))
+
+    def symbols_checked(self, unknown: dict[str, str | None], not_trading: dict[str, str]) -> None:
+        """Log symbols in the settings that bring nothing, for ever or for now."""
+        for symbol, nearest in unknown.items():
+            self._log.warning("symbol_unknown", symbol=symbol, nearest=nearest)
+        for symbol, status in not_trading.items():
+            self._log.warning("symbol_not_trading", symbol=symbol, status=status)
+
+    def settings_reread(self, needs_restart: Sequence[str]) -> None:
+        """Log that SIGHUP was obeyed, and which changed settings only a restart takes over."""
+        if needs_restart:
+            self._log.warning("settings_reread", needs_restart=list(needs_restart))
+        else:
+            self._log.info("settings_reread")
+
+    def settings_refused(self, faults: Sequence[str]) -> None:
+        """Log each fault of settings that were read again; those in use stay."""
+        for fault in faults:
+            self._log.error("settings_refused", fault=fault)
+
     def streams_silent(self, connection: int, streams: Sequence[str], remedy: str) -> None:
         """Log streams that bring nothing although they used to, and what is done about it."""
         self._count("streams_fallen_silent", len(streams) if remedy == "resubscribe" else 0)
@@ -459,6 +497,29 @@ class Telemetry:
         self._count("exchange_errors")
         self._count("streams_refused", len(streams))
         self._log.error("exchange_error", connection=connection, error=error, streams=list(streams) or None)
+
+    # From run to run
+
+    def positions_found(self, **found: object) -> None:
+        """Log where the streams stand in Kafka and on disk: streams, missing ids, records read, seconds."""
+        self._log.info("positions_found", **found)
+
+    def resume_failed(self, error: BaseException) -> None:
+        """Log that Kafka could not be read; it is tried again, the data flows."""
+        self._warn("resume_failed", type(error).__name__, error=str(error))
+
+    def resuming_later(self) -> None:
+        """Log that the connections are opened before the positions are known."""
+        self._log.warning("resuming_later", effect="live events come first, what is missing is filled in later")
+
+    def checkpoint_written(self, streams: int) -> None:
+        """Count a checkpoint; `streams` have moved since the one before."""
+        self._count("checkpoints_written")
+        self._log.debug("checkpoint_written", streams=streams)
+
+    def checkpoint_failed(self, error: BaseException) -> None:
+        """Log that no checkpoint could be written; the next one is tried after the usual interval."""
+        self._warn("checkpoint_failed", type(error).__name__, error=str(error))
 
     # The service itself
 

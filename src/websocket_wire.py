@@ -38,11 +38,15 @@ _MASKED = 128
 
 
 class ConnectionLost(Exception):  # noqa: N818 - named after the fact
-    """The connection cannot be used any more; the message says why."""
+    """The connection cannot be used any more; the message says why, `cause` in a word."""
+
+    cause = "closed"
 
 
 class NotOpened(ConnectionLost):
     """TCP, TLS or the WebSocket handshake came to nothing; the message says which and why."""
+
+    cause = "not_opened"
 
     def __init__(self, why: str, retry_after: float = 0.0) -> None:
         super().__init__(why)
@@ -52,6 +56,8 @@ class NotOpened(ConnectionLost):
 
 class WentSilent(ConnectionLost):
     """No frame of any kind came for the settable time, although the TCP session may live."""
+
+    cause = "silent"
 
 
 class Woken(Exception):  # noqa: N818 - named after the fact
@@ -363,12 +369,16 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         data = self.close_frame.data if self.close_frame else b""
         return int(struct.unpack("!H", data[:2])[0]) if len(data) >= 2 else None  # noqa: PLR2004 - may be empty
 
+    @property
+    def close_text(self) -> str:
+        """Return the reason in the peer's close frame, as sent."""
+        return str(self.close_frame.data[2:].decode("utf-8", "replace")) if self.close_frame else ""
+
     def close_reason(self) -> str:
-        """Describe the peer's close frame: code and reason, as sent."""
-        if (code := self.close_code) is None or self.close_frame is None:
+        """Describe the peer's close frame: code and reason."""
+        if self.close_code is None:
             return "closed by the exchange without a code"
-        reason = self.close_frame.data[2:].decode("utf-8", "replace")
-        return f"closed by the exchange: {code} {reason}".rstrip()
+        return f"closed by the exchange: {self.close_code} {self.close_text}".rstrip()
 
     def wake(self) -> None:
         """End the reading thread's work with `Woken`; from any thread, not during `release`."""

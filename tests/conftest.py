@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-pytest_plugins = ["tests.broker_fixtures", "tests.exchange_fixtures", "tests.service_fixtures"]
+pytest_plugins = [f"tests.{part}_fixtures" for part in ("broker", "exchange", "line", "service")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

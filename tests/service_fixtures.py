@@ -28,13 +28,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RIGHT = (
     *("messages_skipped", "messages_buffered", "messages_in_flight", "messages_spooled", "kafka_produced"),
     *("kafka_failed", "messages_dead_lettered", "messages_dropped", "messages_duplicate"),
+    "messages_already_delivered",
 )
 
 
 class ServiceProcess:
     """One run of `main.py` (or of another command), with every line that it logs."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], command: list[str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], command: list[str], cwd: Path) -> None:
         self.port = free_port()
         self.lines: list[dict[str, Any]] = []
         self.not_json: list[str] = []
@@ -42,7 +43,7 @@ class ServiceProcess:
         plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self._child = subprocess.Popen(
             [sys.executable, *command],
-            cwd=REPOSITORY,
+            cwd=cwd,
             env=plain
             | {
                 "MONITORING_PORT": str(self.port),
@@ -167,7 +168,8 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
         ws_url: str | None = None,
         topics: Topics | None = None,
         /,
-        command: tuple[str, ...] = ("main.py",),
+        command: tuple[str, ...] = (str(REPOSITORY / "main.py"),),
+        cwd: Path = REPOSITORY,
         **variables: object,
     ) -> ServiceProcess:
         environment = dict(topics.environment) if topics else {}
@@ -175,7 +177,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
             environment["BINANCE_WS_BASE_URL"] = ws_url
             environment["BINANCE_REST_BASE_URL"] = ws_url.replace("ws://", "http://", 1).removesuffix("/ws")
         environment |= {name: str(value) for name, value in variables.items()}
-        started.append(ServiceProcess(tmp_path, environment, list(command)))
+        started.append(ServiceProcess(tmp_path, environment, list(command), cwd))
         return started[-1]
 
     yield start

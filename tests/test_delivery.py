@@ -749,6 +749,7 @@ class Real:
             topic_raw_events=self._topics.raw,
             topic_trades=self.trades,
             topic_depth=self.depth,
+            topic_dead_letters=self._topics.dead_letters,
         )
         return KafkaSink(kafka, DeliveryConfig(), telemetry, on_exit)
 

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, object] = {
     "BINANCE_STREAMS": (),
     "BINANCE_WS_BASE_URL": "wss://stream.binance.com:9443/ws",
     "BINANCE_REST_BASE_URL": "https://api.binance.com",
+    "BINANCE_LISTING_INTERVAL_SECONDS": 86_400,
     "KAFKA_BOOTSTRAP_SERVERS": ("localhost:9092",),
     "KAFKA_TOPIC_RAW_EVENTS": "binance-raw-events",
     "KAFKA_TOPIC_TRADES": "binance-trades",
@@ -65,12 +66,20 @@ DEFAULTS: dict[str, object] = {
     "BACKFILL_MAX_WAIT_SECONDS": 10,
     "BACKFILL_MAX_HELD_EVENTS": 50_000,
     "BACKFILL_SNAPSHOT_LEVELS": 1000,
+    "CONNECTION_STREAM_SILENCE_TIMEOUT_SECONDS": 30,
+    "CONNECTION_STREAM_SILENCE_TIMES": 20,
+    "CONNECTION_ROTATE_AFTER_SECONDS": 82_800,
+    "CONNECTION_ROTATE_WINDOW": None,
+    "CONNECTION_ROTATE_OVERLAP_SECONDS": 60,
+    "CONNECTION_STANDBY": False,
     "DELIVERY_MAX_IN_FLIGHT_RECORDS": 200_000,
     "DELIVERY_MAX_IN_FLIGHT_BYTES": 104_857_600,
     "SPOOL_PATH": Path("data/spool"),
     "SPOOL_MAX_BYTES": 10 * 1024**3,
     "SPOOL_MIN_FREE_BYTES": 1024**3,
     "SPOOL_FSYNC": "normal",
+    "CHECKPOINT_INTERVAL_SECONDS": 10,
+    "RESUME_TIMEOUT_SECONDS": 30,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
     "METRICS_INTERVAL_SECONDS": 30,
@@ -183,6 +192,7 @@ def test_every_variable_is_read_from_the_environment_and_from_the_file(monkeypat
     own.touch()
     given = {name: str(value + 1) for name, value in DEFAULTS.items() if type(value) is int and value != 5}
     given |= {"CONNECTION_MAX_RETRIES": "6", "KAFKA_MAX_IN_FLIGHT": "4", "CONNECTION_RECONNECT_INTERVAL": "6"}
+    given |= {"CONNECTION_STANDBY": "true", "CONNECTION_ROTATE_WINDOW": "03:00-04:00"}
     given |= {"CONNECTION_BATCH_TIMEOUT_SECONDS": "6", "KAFKA_TOPIC_DEPTH": "d", "KAFKA_TOPIC_TRADES": "t"}
     given |= {
         "KAFKA_TOPIC_RAW_EVENTS": "r",
@@ -258,9 +268,45 @@ def test_every_symbol_is_read_with_every_type_unless_streams_are_given(monkeypat
     monkeypatch.setenv("BINANCE_SYMBOLS", "BTCUSDT,ethusdt")
     monkeypatch.setenv("BINANCE_STREAM_TYPES", "trade,depth@100ms")
     expected = ("btcusdt@trade", "btcusdt@depth@100ms", "ethusdt@trade", "ethusdt@depth@100ms")
-    assert load_settings().binance.stream_names() == expected
+    assert load_settings().binance.named_streams() == expected
     monkeypatch.setenv("BINANCE_STREAMS", "bnbusdt@bookTicker")
-    assert load_settings().binance.stream_names() == ("bnbusdt@bookTicker",)
+    assert load_settings().binance.named_streams() == ("bnbusdt@bookTicker",)
+
+
+def test_all_of_a_market_can_be_chosen_and_names_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINANCE_SYMBOLS", "all:usdt, BTCEUR, -dogeusdt, ETHEUR, -ETHEUR")
+    monkeypatch.setenv("BINANCE_STREAM_TYPES", "trade")
+    config = load_settings().binance
+    assert config.symbols == ("ALL:USDT", "BTCEUR", "-DOGEUSDT", "ETHEUR", "-ETHEUR")
+    assert config.needs_listing
+    assert config.named_streams() == ("btceur@trade",)
+    monkeypatch.setenv("BINANCE_STREAMS", "btcusdt@trade")
+    assert not load_settings().binance.needs_listing
+
+
+@pytest.mark.parametrize(
+    "choice", ["ALL:", "ALL:US-DT", "-", "-ALL", "--BTCUSDT", "-BTCUSDT", "BTC:USDT", "-ALL:USDT"]
+)
+def test_a_choice_that_means_nothing_is_refused(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINANCE_SYMBOLS", choice)
+    (fault,) = faults()
+    assert "ALL:<quote asset>" in fault
+
+
+@pytest.mark.parametrize(
+    ("window", "seconds"),
+    [("03:00-04:00", (10_800, 14_400)), ("23:50-00:10", (85_800, 600)), ("00:00-23:59", (0, 86_340))],
+)
+def test_a_daily_window_is_read(window: str, seconds: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNECTION_ROTATE_WINDOW", window)
+    assert load_settings().connection.window == seconds
+
+
+@pytest.mark.parametrize("window", ["3:00-4:00", "03:00", "03:00-03:09", "24:00-01:00", "03:00-04:60", "noon"])
+def test_a_window_that_is_none_or_too_short_is_refused(window: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNECTION_ROTATE_WINDOW", window)
+    (fault,) = faults()
+    assert fault.startswith(f"CONNECTION_ROTATE_WINDOW='{window}': must be two times")
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/ws", "/ws/", "/stream"])

@@ -8,11 +8,12 @@ In a test: `with Exchange(Settings(rate=500)) as exchange: …exchange.ws_url…
   `cut` | `close` code reason | `mute` seconds | `half_open` seconds | `resume` | `slow` delay_s bytes_per_s |
   `malformed` text | `invalid_utf8` | `inject` frames opcode fragments | `shutdown` cut_after_s code |
   `tamper` stream mode (wrong, repeated, missing, out_of_order) count offset |
+  `silence` stream for_good | `ignore` count |
   `after` frames command arguments: one of these once so many more data frames were sent
 - of connections to come: `stall_handshake` connections | `handshake_status` status connections retry_after_s
   (0 connections: all until `disarm`) | `refuse` seconds | `accept` | `disarm`
 - of the market: `send` stream frames target wrap opcode | `burst` count symbol | `rate` rate mix |
-  `status` status | `replay` path speed repeat to_all on_subscribe
+  `status` status | `list_symbol` symbol status | `replay` path speed repeat to_all on_subscribe
 - of REST: `rest` status count delay_s lag_s forgive
 
 Questions are `GET /control/connections` and `GET /control/sent?connection=&stream=&kind=`. All of it is served

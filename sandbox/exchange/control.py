@@ -31,6 +31,8 @@ COMMANDS = (
     "invalid_utf8",
     "inject",
     "tamper",
+    "silence",
+    "ignore",
     "shutdown",
     "stall_handshake",
     "handshake_status",
@@ -42,6 +44,7 @@ COMMANDS = (
     "burst",
     "rate",
     "status",
+    "list_symbol",
     "rest",
     "replay",
 )
@@ -153,6 +156,17 @@ class Control(Faults):
         self._core.status = status
         self._core.pump.halted = status == "BREAK"
         return {"status": status}
+
+    def list_symbol(self, symbol: str, status: str | None = "TRADING") -> Answer:
+        """Set what exchangeInfo says of one symbol; null: that it does not list it. Its market goes on."""
+        if symbol not in self._core.market.by_name:
+            raise ControlError(f"symbol: {symbol!r} is none of this exchange")
+        self._core.unlisted.discard(symbol)
+        if status is None:
+            self._core.unlisted.add(symbol)
+        else:
+            self._core.statuses[symbol] = status
+        return {"symbol": symbol, "status": status}
 
     def rest(  # noqa: PLR0913 - one command, many faults
         self,

@@ -54,6 +54,8 @@ class Core:
         self.arrivals = Arrivals()
         self.sessions: dict[int, Session] = {}
         self.status = settings.status
+        self.unlisted: set[str] = set()
+        self.statuses: dict[str, str] = {}  # of single symbols, in exchangeInfo only
         waits = settings.limits.slow_client == "wait"
         self.pump = Pump(self.market, self.feed, self._current_sessions, settings.tick_ms, waits=waits)
         self.pump.halted = settings.status == "BREAK"

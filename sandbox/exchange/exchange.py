@@ -132,6 +132,14 @@ class Exchange:
         """Alter ids of the next frames of a stream."""
         return self.command("tamper", stream, mode, target, **more)
 
+    def silence(self, stream: str, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
+        """Bring nothing of one stream."""
+        return self.command("silence", stream, target, **more)
+
+    def ignore(self, count: int, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
+        """Lose requests."""
+        return self.command("ignore", count, target, **more)
+
     def shutdown(self, target: Target = "all", **more: Any) -> Answer:  # noqa: ANN401
         """Send `serverShutdown`."""
         return self.command("shutdown", target, **more)
@@ -175,6 +183,10 @@ class Exchange:
     def status(self, status: str) -> Answer:
         """Set the status of all symbols."""
         return self.command("status", status)
+
+    def list_symbol(self, symbol: str, status: str | None = "TRADING") -> Answer:
+        """Set what exchangeInfo says of one symbol."""
+        return self.command("list_symbol", symbol, status)
 
     def rest(self, status: int | None = None, **more: Any) -> Answer:  # noqa: ANN401
         """Let REST fail, wait, lag, or forgive."""

@@ -129,6 +129,18 @@ class Faults:
             lambda session: session.tamper_with(stream, Tamper(mode, count, offset)),
         )
 
+    def silence(
+        self, stream: str, target: Target = "all", connections: int = 1, *, for_good: bool = False
+    ) -> Answer:
+        """Bring nothing of one stream on a connection, until it is subscribed to again there, or for good."""
+        return self._apply(
+            "silence", target, connections, lambda session: session.silence(stream, for_good=for_good)
+        )
+
+    def ignore(self, count: int = 1, target: Target = "all", connections: int = 1) -> Answer:
+        """Lose the next `count` requests of a connection: they change nothing and are not answered."""
+        return self._apply("ignore", target, connections, lambda session: session.ignore_requests(count))
+
     def shutdown(
         self, target: Target = "all", connections: int = 1, cut_after_s: float | None = None, code: int = 1001
     ) -> Answer:

@@ -28,6 +28,7 @@ _ROWS, _MOST_ROWS = 500, 1000
 _DEPTH_WEIGHTS = ((100, 5), (500, 25), (1000, 50), (5000, 250))
 _MOST_LEVELS = 5000
 _DEFAULT_LEVELS = 100
+_QUOTES = ("USDT", "BTC", "ETH", "EUR")
 _WEIGHTS = {
     "ping": 1,
     "time": 1,
@@ -173,7 +174,7 @@ class Rest:
     def _exchange_info(self, query: Query) -> str:
         query.only("symbol", "symbols", "permissions", "symbolStatus", "showPermissionSets")
         listings = self._core.market.by_name
-        names = list(listings)
+        names = [name for name in listings if name not in self._core.unlisted]
         if "symbols" in query:
             names = _names(query.mandatory("symbols"))
         elif "symbol" in query:
@@ -182,6 +183,7 @@ class Rest:
             raise ApiError(-1121, "Invalid symbol.")
         if query.text("symbolStatus") not in (None, self._core.status):
             names = []
+        statuses = self._core.statuses
         minute = {"interval": "MINUTE", "intervalNum": 1, "limit": self._core.settings.rest.weight_per_minute}
         info = {
             "timezone": "UTC",
@@ -191,7 +193,7 @@ class Rest:
                 {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 300_000},
             ],
             "exchangeFilters": [],
-            "symbols": [_symbol(listings[name], self._core.status) for name in names],
+            "symbols": [_symbol(listings[name], statuses.get(name, self._core.status)) for name in names],
         }
         return json.dumps(info, separators=(",", ":"), ensure_ascii=False)
 
@@ -240,12 +242,13 @@ def _flag(value: bool) -> str:  # noqa: FBT001 - the value itself
 
 def _symbol(listing: Listing, status: str) -> dict[str, Any]:
     spec = listing.spec
+    quote = next((each for each in _QUOTES if spec.name.endswith(each)), "USDT")
     return {
         "symbol": spec.name,
         "status": status,
-        "baseAsset": spec.name.removesuffix("USDT"),
+        "baseAsset": spec.name.removesuffix(quote),
         "baseAssetPrecision": 8,
-        "quoteAsset": "USDT",
+        "quoteAsset": quote,
         "quotePrecision": 8,
         "quoteAssetPrecision": 8,
         "orderTypes": ["LIMIT", "LIMIT_MAKER", "MARKET"],

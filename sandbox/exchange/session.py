@@ -62,6 +62,8 @@ class Session:
         self._speaks_again: float | None = None
         self._triggers: list[tuple[int, Callable[[], object]]] = []
         self._tampers: dict[str, Tamper] = {}
+        self._silenced: set[str] = set()  # subscribing to them does not help
+        self._deaf_for = 0
 
     @property
     def id(self) -> int:
@@ -110,7 +112,7 @@ class Session:
         for name in names:
             if name not in self.subscriptions:
                 self.subscriptions[name] = None
-                if self.speaking:
+                if self.speaking and name not in self._silenced:
                     self._feed.listen(self, name)
         self.record.subscriptions = list(self.subscriptions)
 
@@ -121,6 +123,16 @@ class Session:
                 del self.subscriptions[name]
                 self._feed.leave(self, name)
         self.record.subscriptions = list(self.subscriptions)
+
+    def silence(self, stream: str, *, for_good: bool) -> None:
+        """Bring nothing of one stream any more, until it is subscribed to again or for good."""
+        self._feed.leave(self, stream)
+        if for_good:
+            self._silenced.add(stream)
+
+    def ignore_requests(self, count: int) -> None:
+        """Lose the next requests: they change nothing and are not answered."""
+        self._deaf_for = count
 
     def set_combined(self, *, combined: bool) -> None:
         """Wrap data frames in `stream` and `data`, or not."""
@@ -224,7 +236,7 @@ class Session:
         if self.state in {"mute", "half_open"}:
             self.record.state = "open"
             self._pings.clear()
-            for name in self.subscriptions:
+            for name in self.subscriptions.keys() - self._silenced:
                 self._feed.listen(self, name)
 
     def close(self, code: int | None, reason: bytes = b"") -> None:
@@ -284,6 +296,9 @@ class Session:
         self.transport.write(close_frame(code or None))
 
     def _take_request(self, text: bytes, now: float) -> None:
+        if self._deaf_for:
+            self._deaf_for -= 1
+            return
         try:
             request = Request.parse(text)
         except MalformedRequestError:

@@ -1,0 +1,171 @@
+"""Which ids of each stream are there, told from events as they stand in Kafka or on disk.
+
+Only the few fields that name a stream and an id are read of a value (measured: 1 to 2 us a record). Names of
+streams and fields: Binance web-socket-streams.md; what is appended to a payload: the service's contract.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from src.holes import Interval, Position, without
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_TYPE_MARK = b'"event_type":"'
+
+
+class Place(NamedTuple):
+    """Where an event stands in its stream: the ids that it covers, both inclusive."""
+
+    stream: str
+    """As subscribed; of depth without its speed, which no field tells."""
+    first: int
+    last: int
+    final: bool = True
+    """Of a bar: whether it is closed."""
+
+
+class _Trade(msgspec.Struct, gc=False):
+    s: str
+    t: int
+
+
+class _Aggregate(msgspec.Struct, gc=False):
+    s: str
+    a: int
+
+
+class _Depth(msgspec.Struct, gc=False):
+    s: str
+    U: int
+    u: int
+
+
+class _Bar(msgspec.Struct, gc=False):
+    t: int
+    T: int
+    i: str
+    x: bool
+
+
+class _Kline(msgspec.Struct, gc=False):
+    s: str
+    k: _Bar
+    stream: str | None = None
+
+
+def _trade(event: _Trade) -> Place:
+    return Place(f"{event.s.lower()}@trade", event.t, event.t)
+
+
+def _aggregate(event: _Aggregate) -> Place:
+    return Place(f"{event.s.lower()}@aggTrade", event.a, event.a)
+
+
+def _depth(event: _Depth) -> Place:
+    return Place(f"{event.s.lower()}@depth", event.U, event.u)
+
+
+def _kline(event: _Kline) -> Place:
+    stream = event.stream or f"{event.s.lower()}@kline_{event.k.i}"
+    return Place(stream, event.k.t, event.k.T, event.k.x)
+
+
+_READERS: dict[bytes, tuple[Callable[[bytes], Any], Callable[[Any], Place]]] = {
+    b"trade": (msgspec.json.Decoder(_Trade).decode, _trade),
+    b"aggregate_trade": (msgspec.json.Decoder(_Aggregate).decode, _aggregate),
+    b"depth_update": (msgspec.json.Decoder(_Depth).decode, _depth),
+    b"kline": (msgspec.json.Decoder(_Kline).decode, _kline),
+}
+
+
+def event_type(value: bytes) -> bytes:
+    """Return the type that an event was given, empty where it has none."""
+    start = value.rfind(_TYPE_MARK) + len(_TYPE_MARK)
+    return value[start : value.find(b'"', start)] if start >= len(_TYPE_MARK) else b""
+
+
+def place(value: bytes, kind: bytes) -> Place | None:
+    """Return where an event of this type stands; None for one whose stream counts nothing."""
+    reader = _READERS.get(kind)
+    if reader is None:
+        return None
+    decode, placed = reader
+    try:
+        return placed(decode(value))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class _Stream:
+    """The ids of one stream: everything up to `last` but what is missing."""
+
+    __slots__ = ("final", "first", "last", "missing")
+
+    def __init__(self, first: int, last: int, *, final: bool, missing: Iterable[Interval] = ()) -> None:
+        self.first = first  # of the bar that is not closed yet; from a checkpoint only its end is known
+        self.last = last
+        self.final = final
+        self.missing = list(missing)
+
+    def saw(self, first: int, last: int, *, final: bool) -> None:
+        if first > self.last:
+            if not self.final:  # the next bar has come, and its own end was not seen
+                self.missing.append((min(self.first, self.last - (last - first)), self.last))
+            if first > self.last + 1:
+                self.missing.append((self.last + 1, first - 1))
+            self.first, self.last, self.final = first, last, final
+        elif last >= self.last:  # the same bar again, or an overlap
+            self.first, self.last = min(self.first, first), last
+            self.final = self.final or final
+        elif final and self.missing:
+            self.missing = without(self.missing, first, last)
+
+
+class Coverage:
+    """Grows with every event that is seen, in any order; what was jumped over is missing until it is seen.
+
+    `known` is where the streams stood at some time: what lies before is not asked for again. Depth has no
+    missing ids, since nobody gives them again. Not locked; for one thread.
+    """
+
+    def __init__(self, known: Mapping[str, Position]) -> None:
+        self._streams = {
+            each.stream: _Stream(each.last, each.last, final=each.final, missing=each.missing)
+            for each in known.values()
+        }
+        self._speeds: dict[str, list[str]] = {}
+        for stream in known:
+            if "@depth" in stream:
+                self._speeds.setdefault(stream.partition("@depth")[0] + "@depth", []).append(stream)
+
+    def saw(self, seen: Place) -> None:
+        """Take note of one event."""
+        stream, first, last, final = seen
+        if stream.endswith("@depth"):
+            self._saw_depth(seen)
+            return
+        known = self._streams.get(stream)
+        if known is None:
+            self._streams[stream] = _Stream(first, last, final=final)
+        elif first == known.last + 1 and known.final:
+            known.first, known.last, known.final = first, last, final
+        else:
+            known.saw(first, last, final=final)
+
+    def positions(self) -> dict[str, Position]:
+        """Return where each stream stands."""
+        return {
+            stream: Position(stream, each.last, tuple(sorted(each.missing)), each.final)
+            for stream, each in self._streams.items()
+        }
+
+    def _saw_depth(self, seen: Place) -> None:
+        names = self._speeds.get(seen.stream, ())
+        if len(names) == 1:  # of two speeds at a time neither can be told from its events
+            known = self._streams[names[0]]
+            known.last = max(known.last, seen.last)

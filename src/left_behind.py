@@ -1,0 +1,60 @@
+"""What an earlier run has left on disk, and which of it Kafka has already."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from src.coverage import place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from src.coverage import Coverage
+    from src.events import Event
+    from src.spool import Spool
+
+_READ_AT_ONCE = 2_000
+
+
+class LeftBehind:
+    """The events on disk up to the number `up_to`, of which a killed run may have sent the first `most`.
+
+    An event in Kafka is known by its bytes, which hold the millisecond of its reading beside all that the
+    exchange sent; two such hashes (64 bits) meet by chance once in 10^8 starts.
+    """
+
+    def __init__(self, spool: Spool, up_to: int, most: int) -> None:
+        self._spool = spool
+        self._up_to = up_to
+        self._maybe_sent: dict[int, list[int]] = defaultdict(list)
+        self._sent: list[int] = []
+        for event in islice(self._events(), most):
+            self._maybe_sent[hash(event.value)].append(event.seq)
+
+    def in_kafka(self, value: bytes) -> None:
+        """Take note of an event that is in Kafka."""
+        if self._maybe_sent and (numbers := self._maybe_sent.get(hash(value))):
+            self._sent.append(numbers.pop())
+
+    def remove(self) -> int:
+        """Take off the disk what is in Kafka and return how many events that were."""
+        return self._spool.remove(self._sent)
+
+    def cover(self, coverage: Coverage, stopped: Callable[[], bool]) -> None:
+        """Let `coverage` see all that is left; ends early when `stopped` says so."""
+        for event in self._events():
+            if event.seq % _READ_AT_ONCE == 0 and stopped():
+                return
+            if (seen := place(event.value, event.route.event_type.encode())) is not None:
+                coverage.saw(seen)
+
+    def _events(self) -> Iterator[Event]:
+        after = 0
+        while events := self._spool.read(after, _READ_AT_ONCE):
+            for event in events:
+                if event.seq > self._up_to:
+                    return
+                yield event
+            after = events[-1].seq

@@ -1,0 +1,268 @@
+"""After a restart the service knows where Kafka ends: checkpoint, tail of the topics, what is on disk.
+
+On a real broker, with the parts of the service as one run; the real process under `kill -9` is at the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from config.settings import SpoolConfig
+from src.holes import Position
+from src.spool import Spool
+from tests.broker_fixtures import read_all
+from tests.resume_fixtures import (
+    Run,
+    Truth,
+    aggregate,
+    bar,
+    depth,
+    expanded,
+    kafka_config,
+    now_ms,
+    trade,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from config.settings import KafkaConfig
+    from sandbox.brokers import Broker
+    from src.events import Event
+    from tests.broker_fixtures import MakeBroker
+
+    MakeRun = Callable[..., Run]
+
+pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+MINUTE = 60_000
+
+
+@pytest.fixture(autouse=True)
+def sockets_of_refused_connections() -> Iterator[None]:
+    """Let go here of what kafka-python leaves open when a broker is not there, not in a later test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def kafka(broker: Broker) -> KafkaConfig:
+    return kafka_config(broker.bootstrap_servers)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Iterator[MakeRun]:
+    """Make runs on one spool, one after the other; what still runs afterwards is ended."""
+    made: list[Run] = []
+
+    def make(kafka: KafkaConfig, **settings: object) -> Run:
+        made.append(Run(kafka, tmp_path / "spool", **settings))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.close()
+
+
+def test_the_first_run_of_all_finds_nothing_and_says_so(kafka: KafkaConfig, make_run: MakeRun) -> None:
+    run = make_run(kafka).start()
+    assert run.found == {}
+
+
+def test_a_last_checkpoint_is_written_at_the_end_and_the_next_run_reads_no_tail(
+    kafka: KafkaConfig, make_run: MakeRun
+) -> None:
+    first = make_run(kafka, interval=600).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 501)])
+    first.feed([aggregate("ETHUSDT", 7), depth("BTCUSDT", 1, 5), depth("BTCUSDT", 6, 9)])
+    first.close()
+    assert first["checkpoints_written"] == 1
+    second = make_run(kafka).start()
+    assert second.found == {
+        "btcusdt@trade": Position("btcusdt@trade", 500),
+        "ethusdt@aggTrade": Position("ethusdt@aggTrade", 7),
+        "btcusdt@depth@100ms": Position("btcusdt@depth@100ms", 9),
+    }
+    assert second.resume._records == 0
+
+
+def test_after_a_kill_the_tail_behind_the_checkpoint_tells_the_rest(kafka: KafkaConfig, make_run: MakeRun) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 1001)])
+    first.feed([depth("BTCUSDT", 1, 5)])
+    first.checkpointed()
+    first.checkpoints._resumed = lambda: False
+    first.feed([trade("BTCUSDT", number) for number in range(1001, 1301)])
+    first.feed([aggregate("ETHUSDT", number) for number in range(50, 60)])
+    first.feed([depth("BTCUSDT", 6, 20)])
+    first.delivered()
+    first.die()
+    second = make_run(kafka).start()
+    assert second.found["btcusdt@trade"] == Position("btcusdt@trade", 1300)
+    assert second.found["ethusdt@aggTrade"] == Position("ethusdt@aggTrade", 59)
+    assert second.found["btcusdt@depth@100ms"] == Position("btcusdt@depth@100ms", 20)
+    assert 311 <= second.resume._records < 1312
+
+
+def test_a_hole_in_the_tail_is_found_and_one_that_was_filled_later_is_not(
+    kafka: KafkaConfig, make_run: MakeRun
+) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 11)])
+    first.feed([trade("BTCUSDT", 21)])
+    first.checkpointed()
+    first.checkpoints._resumed = lambda: False
+    first.feed([trade("BTCUSDT", number) for number in (11, 12, 13, 22, 40, 41, 30, 31)])
+    first.delivered()
+    first.die()
+    found = make_run(kafka).start().found["btcusdt@trade"]
+    assert found == Position("btcusdt@trade", 41, ((14, 20), (23, 29), (32, 39)))
+    assert expanded(found) == Truth(kafka).missing("btcusdt@trade")
+
+
+def test_bars_are_known_by_their_close_time_and_whether_their_last_frame_came(
+    kafka: KafkaConfig, make_run: MakeRun
+) -> None:
+    start = now_ms() // MINUTE * MINUTE - 10 * MINUTE
+    first = make_run(kafka).start()
+    first.feed([bar("BTCUSDT", start, closed=False), bar("BTCUSDT", start, closed=True)])
+    first.feed([bar("ETHUSDT", start, closed=False), bar("BNBUSDT", start, closed=False, interval="1m@+08:00")])
+    first.checkpointed()
+    first.checkpoints._resumed = lambda: False
+    first.feed([bar("BTCUSDT", start + MINUTE, closed=False), bar("ETHUSDT", start + 2 * MINUTE, closed=False)])
+    first.delivered()
+    first.die()
+    found = make_run(kafka).start().found
+    btc, eth, bnb = (f"{name}usdt@kline_1m" for name in ("btc", "eth", "bnb"))
+    assert found[btc] == Position(btc, start + 2 * MINUTE - 1, (), final=False)
+    missing = ((start, start + MINUTE - 1), (start + MINUTE, start + 2 * MINUTE - 1))
+    assert found[eth] == Position(eth, start + 3 * MINUTE - 1, missing, final=False)
+    assert found[f"{bnb}@+08:00"] == Position(f"{bnb}@+08:00", start + MINUTE - 1, (), final=False)
+
+
+def test_without_a_checkpoint_the_ends_of_the_topics_are_read(
+    kafka: KafkaConfig, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.resume.TAIL_RECORDS", 100)
+    first = make_run(kafka, interval=600).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 1001)])
+    first.delivered()
+    first.die()
+    second = make_run(kafka).start()
+    assert second.found == {"btcusdt@trade": Position("btcusdt@trade", 1000)}
+    assert second.resume._records == 100
+
+
+def test_of_topics_made_anew_the_checkpoint_holds_and_what_is_in_them_counts(
+    broker: Broker, kafka: KafkaConfig, make_run: MakeRun
+) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 1001)])
+    first.feed([trade("ETHUSDT", 5)])
+    first.close()
+    anew = kafka_config(broker.bootstrap_servers, checkpoints=False)
+    emptied = kafka.model_copy(
+        update={f"topic_{each}": getattr(anew, f"topic_{each}") for each in ("trades", "depth", "raw_events")}
+    )
+    second = make_run(emptied).start()
+    assert second.found["btcusdt@trade"] == Position("btcusdt@trade", 1000)
+    assert second.found["ethusdt@trade"] == Position("ethusdt@trade", 5)
+
+
+def test_nothing_is_written_before_the_past_is_known(make_run: MakeRun, kafka: KafkaConfig) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", 10)])
+    first.close()
+    second = make_run(kafka, interval=0.05)
+    second.resume.start = lambda: None  # type: ignore[method-assign]  # it never comes to it
+    second.start(resumed=False)
+    second.feed([trade("BTCUSDT", 5000)])
+    second.delivered()
+    wait_until(lambda: second.sink.ready, "connected")
+    time.sleep(0.5)  # ten intervals
+    second.close()
+    assert second["checkpoints_written"] == 0
+    found = make_run(kafka).start().found["btcusdt@trade"]
+    assert found == Position("btcusdt@trade", 5000, ((11, 4999),))
+
+
+def test_what_kafka_holds_already_is_taken_off_the_disk_and_the_rest_is_sent_once(
+    kafka: KafkaConfig, make_run: MakeRun, tmp_path: Path
+) -> None:
+    first = make_run(kafka, interval=600).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
+    sent = first.feed([trade("BTCUSDT", number) for number in range(101, 301)])
+    sent += first.feed([depth("ETHUSDT", 1, 5), bar("BNBUSDT", now_ms() // MINUTE * MINUTE, closed=False)])
+    first.delivered()
+    first.die()
+    unsent = first.decoded([trade("BTCUSDT", number) for number in range(301, 401)])
+    # As after a kill before the acknowledgements were taken note of:
+    left_on_disk(tmp_path / "spool", [*sent, *unsent])
+    second = make_run(kafka).start()
+    assert second.found["btcusdt@trade"] == Position("btcusdt@trade", 400)
+    second.delivered()
+    assert second["messages_already_delivered"] == 202
+    assert second["messages_recovered"] == 302
+    assert second["kafka_produced"] == 100
+    second.close()
+    truth = Truth(kafka)
+    assert truth.ids["btcusdt@trade"] == list(range(1, 401))
+    assert len(truth.values) == len(set(truth.values)) == 402
+
+
+def left_on_disk(folder: Path, events: list[Event]) -> None:
+    for number, event in enumerate(events, 1):
+        event.seq = number
+    with closing(Spool(SpoolConfig(path=folder, min_free_bytes=0))) as spool:
+        spool.append(events)
+
+
+def test_without_a_broker_the_start_waits_two_seconds_and_the_positions_come_later(
+    own_broker_factory: MakeBroker, make_run: MakeRun
+) -> None:
+    own = own_broker_factory()
+    own.start()
+    kafka = kafka_config(own.bootstrap_servers)
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
+    first.close()
+    own.stop()
+    second = make_run(kafka)
+    begun = time.monotonic()
+    second.start(resumed=False)
+    wait_until(lambda: second.resume.may_go_on, "the start goes on")
+    assert 1.9 < time.monotonic() - begun < 3.0
+    second.feed([trade("BTCUSDT", number) for number in range(151, 201)])
+    own.start()
+    wait_until(lambda: second.resume.done, "resumed late", 30)
+    assert second.found["btcusdt@trade"].last >= 100
+    second.delivered()
+    second.checkpointed()
+    second.close()
+    found = make_run(kafka).start().found["btcusdt@trade"]
+    assert found == Position("btcusdt@trade", 200, ((101, 150),))
+
+
+def test_while_something_is_unacknowledged_no_checkpoint_claims_it(own_broker: Broker, make_run: MakeRun) -> None:
+    kafka = kafka_config(own_broker.bootstrap_servers)
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
+    first.checkpointed()
+    own_broker.freeze()
+    written = first["checkpoints_written"]
+    first.feed([trade("BTCUSDT", number) for number in range(101, 201)])
+    time.sleep(1.5)  # seven intervals
+    assert first["checkpoints_written"] <= written + 1
+    assert first.delivery.settled_up_to() <= 100
+    own_broker.thaw()
+    first.delivered()
+    first.checkpointed()
+    assert first.delivery.settled_up_to() == 200
+    records = read_all(own_broker.bootstrap_servers, kafka.topic_checkpoints)
+    assert any(one.key == b"btcusdt@trade" and b'"last":200' in (one.value or b"") for one in records)
