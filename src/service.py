@@ -107,7 +107,12 @@ class Service:
             self._worker_ended,
         )
         self._listing = Listing(
-            settings.binance, rest.listed, self._read_streams, spool.folder, self._telemetry, self._worker_ended
+            settings.binance,
+            rest.listed,
+            self._read_streams,
+            settings.spool.path,
+            self._telemetry,
+            self._worker_ended,
         )
         self._endpoints = self._open_endpoints()
 

@@ -77,8 +77,7 @@ class Spool:
 
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
-        self.folder: Path = config.path
-        """Where it lives; this process has it to itself."""
+        self._folder: Path = config.path
         self._lock = threading.Lock()  # guards the connection, the counts, the cache of routes and _evicted
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
@@ -86,7 +85,7 @@ class Spool:
         """By topic: between these numbers nothing of it is left that `evict` has not taken."""
         self.damaged: Path | None = None
         self._refused_at = float("-inf")
-        self._claim = _claimed(self.folder)
+        self._claim = _claimed(self._folder)
         try:
             self._database = self._opened()
             self.count, self.bytes, self.last_seq = self._database.execute(
@@ -95,7 +94,7 @@ class Spool:
             ).fetchone()
         except sqlite3.Error as error:
             os.close(self._claim)
-            raise SpoolUnusable(f"{self.folder / FILE}: {error}") from error
+            raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
 
     # Events
 
@@ -249,7 +248,7 @@ class Spool:
     # The file
 
     def _opened(self) -> sqlite3.Connection:
-        path = self.folder / FILE
+        path = self._folder / FILE
         try:
             return self._connected(path)
         except sqlite3.DatabaseError as error:
@@ -305,7 +304,7 @@ class Spool:
         if now - self._free_checked_at < _FREE_CHECK_SECONDS:
             return
         with _translated():
-            free = shutil.disk_usage(self.folder).free
+            free = shutil.disk_usage(self._folder).free
         if free < self._config.min_free_bytes:
             raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
         self._free_checked_at = now
