@@ -33,8 +33,8 @@ _REFUSING_SECONDS = 30.0
 _AT_ONCE = 500  # parameters of one statement
 _PAGES = 2  # bytes of pages that a byte of rows takes at most: one row of half a page and more fills it
 _CHECKED_BYTES = 512 * 1024**2
-"""Up to this size a file is checked in full. SQLite's check goes through it backwards, which a disk gives a page at
-a time unless it was just read: 170 s a gigabyte were seen. A larger file is only read through, every row of it."""
+"""Up to this size a file is checked in full. SQLite's check goes through it backwards, which a disk gives a page
+at a time unless it was just read: 170 s a gigabyte were seen. A larger file is only read through, row by row."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB);
@@ -82,7 +82,7 @@ class Spool:
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
         self._folder: Path = config.path
-        self._lock = threading.Lock()  # guards the connection, the counts, _unused_bytes, the cache of routes and _evicted
+        self._lock = threading.Lock()  # guards the connection, the counts, what is unused, routes and _evicted
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
         self._unused_bytes = 0  # of the file: what was deleted leaves room in it, which the disk does not see
@@ -136,7 +136,7 @@ class Spool:
 
     @property
     def room(self) -> int:
-        """Bytes that it still takes: up to its own limit, or what the disk has above the floor, if that is less."""
+        """Bytes that it still takes: to its own limit, or what the disk has above the floor, if that is less."""
         try:
             free = shutil.disk_usage(self._folder).free
         except OSError:
@@ -312,7 +312,7 @@ class Spool:
         self.bytes -= sum(deleted)
 
     def _check_free_space(self, size: int) -> None:
-        """Raise `SpoolFull` below the floor, unless there is room within the file: that takes no more of the disk."""
+        """Raise `SpoolFull` below the floor, unless there is room within the file: it then need not grow."""
         now = time.monotonic()
         if now - self._free_checked_at < _FREE_CHECK_SECONDS or _PAGES * size < self._unused_bytes:
             return
@@ -341,8 +341,9 @@ def _check(database: sqlite3.Connection) -> None:
 
 def _unused_bytes(database: sqlite3.Connection) -> int:
     """Return what the file holds of empty pages; SQLite fills these before the file grows."""
-    ((pages,), (size,)) = (database.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_size"))
-    return int(pages * size)
+    (pages,) = database.execute("PRAGMA freelist_count").fetchone()
+    (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
+    return int(pages * page_bytes)
 
 
 def _size(event: Event) -> int:

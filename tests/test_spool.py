@@ -256,9 +256,13 @@ def test_room_within_the_file_is_used_below_the_floor_of_free_disk_space(tmp_pat
         spool.append(events(2001, 2500, size=500))
         assert spool.count == 500
         assert spool.room < room
-        with pytest.raises(SpoolFull, match="SPOOL_MIN_FREE_BYTES"):
-            for first in range(2501, 10_001, 100):
+        refused = ""
+        for first in range(2501, 10_001, 100):
+            try:
                 spool.append(events(first, first + 99, size=500))
+            except SpoolFull as error:
+                refused = str(error)
+        assert "SPOOL_MIN_FREE_BYTES" in refused
         assert 500 < spool.count < 2500
     assert (tmp_path / FILE).stat().st_size <= size
 
