@@ -62,7 +62,8 @@ class Endpoints:
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # oldest first; the loop's own
-        self._turns = asyncio.Lock()  # answers are made one at a time, in the order of the requests
+        self._turns = {path: asyncio.Lock() for path in ("", *self._routes)}
+        """By path, so that many who ask for what takes work do not keep a probe waiting."""
         self._worker = Worker("monitoring-http", self._run, on_exit)
         self.port: int = self._listener.getsockname()[1]
         """The port that is listened on."""
@@ -131,8 +132,10 @@ class Endpoints:
             return False
 
     async def _take_turn(self, request: _Request, writer: asyncio.StreamWriter) -> None:
-        """Send an answer when those that came before have theirs, and let the other threads have their time."""
-        async with self._turns:
+        """Answer when those who asked for the same before have theirs; leave the other threads their time."""
+        async with self._turns[request.path if request.path in self._routes else ""]:
+            if writer.is_closing():
+                return
             began = time.thread_time()
             writer.write(_encode(request, self._routed(request)))
             await asyncio.sleep(min(_REST * (time.thread_time() - began), _MOST_REST_SECONDS))

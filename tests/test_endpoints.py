@@ -297,13 +297,11 @@ def test_an_answer_that_takes_work_is_made_only_as_often_as_its_cost_allows(serv
     served.seconds = 0.2
     request = b"GET /status HTTP/1.1\r\n\r\n"
     began = time.monotonic()
-    assert served.send(request * 200).count(b"messages_received") == 200
-    assert served.asked == 1
-    assert time.monotonic() - began < served.seconds * endpoints._REST
+    assert served.send(request * 50).count(b"messages_received") == 50
     served.telemetry.recovered(1)
     while json.loads(served.ask("/status")[1])["messages_recovered"] == 0:
-        assert time.monotonic() - began < 10.0
-    assert served.asked == 2
+        assert time.monotonic() - began < 20.0
+    assert 2 <= served.asked <= 1 + (time.monotonic() - began) / (served.seconds * endpoints._REST)
 
 
 def test_connections_are_kept_for_further_requests_also_when_these_come_at_once(served: Served) -> None:
@@ -402,6 +400,16 @@ def test_a_client_that_never_reads_is_cut_off_and_holds_nobody_up(
                 client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 20)
                 assert served.answers_health_within(2.0)
         assert time.monotonic() - began < 20.0
+
+
+def test_clients_that_ask_for_much_without_a_pause_do_not_keep_a_probe_waiting(served: Served) -> None:
+    served.seconds = 0.05
+    with ExitStack() as stack:
+        for _ in range(200):
+            client = stack.enter_context(served.connect())
+            _send_quietly(client, b"GET /metrics HTTP/1.1\r\n\r\n" * 100)
+        for _ in range(5):
+            assert served.answers_health_within(1.0)
 
 
 def test_stop_frees_the_port_at_once_with_connections_open(served: Served) -> None:
