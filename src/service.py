@@ -263,6 +263,7 @@ class Service:
             "in_flight_bytes_limit": in_flight.max_bytes,
             "spool_bytes": self._spool.bytes,
             "spool_bytes_limit": self._spool.max_bytes,
+            "spool_room_bytes": self._spool.room,
         }
         return self._telemetry.status() | self._pipeline.state() | self._listing.state() | state
 
