@@ -3,8 +3,8 @@
 The simulated exchange keeps its market running meanwhile and sends 2,000 messages a second. Connections are cut,
 muted, refused, shut down; ids are wrong, missing, repeated; REST is slow, refuses, bans; the service is stopped
 and killed. After each fault everything missing has to be filled, and Kafka alone has to show each id between the
-first and the last once and in order, and a whole order book. With `--kafka` the broker fails as well. Exit code: 0,
-or 1 when something is missing, twice, or in disorder.
+first and the last once and in order, and a whole order book. With `--kafka` the broker fails as well. Exit code:
+0, or 1 when something is missing, twice, or in disorder.
 """
 
 from __future__ import annotations
