@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import urllib3
@@ -120,11 +120,24 @@ class _Symbol(msgspec.Struct):
     quote: str = msgspec.field(default="", name="quoteAsset")
 
 
-class _Symbols(msgspec.Struct):
+class _Limit(msgspec.Struct):
+    kind: str = msgspec.field(default="", name="rateLimitType")
+    interval: str = ""
+    count: int = msgspec.field(default=0, name="intervalNum")
+    limit: int = 0
+
+
+class _Info(msgspec.Struct):
     symbols: list[_Symbol]
+    limits: list[_Limit] = msgspec.field(default_factory=list, name="rateLimits")
 
 
-_symbols = msgspec.json.Decoder(_Symbols).decode
+class _Time(msgspec.Struct):
+    server_time: int = msgspec.field(name="serverTime")
+
+
+_time = msgspec.json.Decoder(_Time).decode
+_info = msgspec.json.Decoder(_Info).decode
 _error_body = msgspec.json.Decoder(_ErrorBody).decode
 
 
@@ -163,31 +176,39 @@ class BinanceRest:
         """Ask for the order book, so many levels a side."""
         return self._get("depth", depth_weight(levels), {"symbol": symbol, "limit": levels}, reserved=reserved)
 
-    def exchange_info(self, symbols: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Ask what is traded, of all symbols unless some are named; the limit of weights is taken over from it."""
-        listed = json.dumps(symbols, ensure_ascii=False, separators=(",", ":"))
-        info = _object(self._get("exchangeInfo", _INFO_WEIGHT, {"symbols": listed} if symbols else {}))
-        if (limit := _weight_limit(info)) is not None:
-            self.budget.learn_limit(limit)
-        return info
+    def listed(self, symbols: tuple[str, ...] = ()) -> list[Listed]:
+        """Ask what is traded, of all symbols unless some are named; build nothing else of an answer of 15 MB.
 
-    def listed(self) -> list[Listed]:
-        """Ask what is traded, of all symbols, and build nothing else of an answer of 15 MB."""
-        answer = self._get("exchangeInfo", _INFO_WEIGHT, {})
+        The limit of weights is taken over from it.
+        """
+        named = json.dumps(symbols, ensure_ascii=False, separators=(",", ":"))
+        answer = self._get("exchangeInfo", _INFO_WEIGHT, {"symbols": named} if symbols else {})
         try:
-            symbols = _symbols(answer.body).symbols
+            info = _info(answer.body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Malformed(f"exchangeInfo: {error}") from error
-        if not symbols:
+            raise self._malformed("exchangeInfo", error) from error
+        if not info.symbols:
             raise Malformed("exchangeInfo: no symbols")
-        return [Listed(each.symbol, each.status, each.base, each.quote) for each in symbols]
+        for limit in info.limits:
+            if (
+                limit.kind == "REQUEST_WEIGHT"
+                and (limit.interval, limit.count) == ("MINUTE", 1)
+                and limit.limit > 0
+            ):
+                self.budget.learn_limit(limit.limit)
+        return [Listed(each.symbol, each.status, each.base, each.quote) for each in info.symbols]
 
     def time_ms(self) -> int:
         """Ask for the exchange's time, ms since the epoch."""
-        time_ms = _object(self._get("time", _TIME_WEIGHT, {})).get("serverTime")
-        if type(time_ms) is not int:
-            raise Malformed("time: no serverTime")
-        return time_ms
+        try:
+            return _time(self._get("time", _TIME_WEIGHT, {}).body).server_time
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._malformed("time", error) from error
+
+    def _malformed(self, endpoint: str, error: Exception) -> Malformed:
+        malformed = Malformed(f"{endpoint}: {error}")
+        self._telemetry.rest_failed(endpoint, malformed.reason, malformed)
+        return malformed
 
     def close(self) -> None:
         """Ask nothing any more; wake every thread that waits here."""
@@ -284,23 +305,6 @@ def _body(response: urllib3.BaseHTTPResponse, deadline: Deadline, endpoint: str)
 def _dropped(response: urllib3.BaseHTTPResponse, error: RestError) -> RestError:
     response.close()
     return error
-
-
-def _object(answer: Answer) -> dict[str, Any]:
-    try:
-        decoded: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Malformed(str(error)) from error
-    return decoded
-
-
-def _weight_limit(info: dict[str, Any]) -> int | None:
-    limits = info.get("rateLimits")
-    for limit in limits if isinstance(limits, list) else ():
-        per_minute = limit.get("interval") == "MINUTE" and limit.get("intervalNum") == 1
-        if per_minute and limit.get("rateLimitType") == "REQUEST_WEIGHT" and type(limit.get("limit")) is int:
-            return int(limit["limit"])
-    return None
 
 
 def _number(header: str | None) -> int | None:
