@@ -6,8 +6,6 @@ The only file that knows urllib3. Endpoints, weights, error bodies and headers: 
 from __future__ import annotations
 
 import json
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +15,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, TimeoutError  # noqa: A004 - its own
 
 from src.deadline import Deadline
+from src.open_sockets import OpenSockets
 from src.selection import Listed
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ class BinanceRest:
         self.budget = budget
         self._base = f"{base_url}/api/v3/"
         self._telemetry = telemetry
-        self._sockets = _Sockets()
+        self._sockets = OpenSockets()
         self._http = _pool(self._sockets)
 
     def aggregates(self, symbol: str, first: int, limit: int = MOST_ROWS, *, reserved: bool = False) -> Answer:
@@ -204,11 +203,6 @@ class BinanceRest:
             return _time(self._get("time", _TIME_WEIGHT, {}).body).server_time
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._malformed("time", error) from error
-
-    def _malformed(self, endpoint: str, error: Exception) -> Malformed:
-        malformed = Malformed(f"{endpoint}: {error}")
-        self._telemetry.rest_failed(endpoint, malformed.reason, malformed)
-        return malformed
 
     def close(self) -> None:
         """Ask nothing any more; wake every thread that waits here."""
@@ -279,6 +273,11 @@ class BinanceRest:
         self.budget.pause(limited.retry_after)
         return limited
 
+    def _malformed(self, endpoint: str, error: Exception) -> Malformed:
+        malformed = Malformed(f"{endpoint}: {error}")
+        self._telemetry.rest_failed(endpoint, malformed.reason, malformed)
+        return malformed
+
 
 def depth_weight(levels: int) -> int:
     """Return what a snapshot of so many levels weighs."""
@@ -315,37 +314,7 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _Sockets:
-    """The sockets in use, so that another thread can end what waits on them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
-        self._open: set[socket.socket] = set()
-        self.shut_down = False
-
-    def add(self, sock: socket.socket) -> None:
-        """Take a socket that was just connected."""
-        with self._lock:
-            self._open = {known for known in self._open if known.fileno() >= 0} | {sock}
-            if self.shut_down:
-                _shut(sock)
-
-    def shut(self) -> None:
-        """End reading and writing on all of them, now and later."""
-        with self._lock:
-            self.shut_down = True
-            for sock in self._open:
-                _shut(sock)
-
-
-def _shut(sock: socket.socket) -> None:
-    try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own takes the TLS state from under the reader
-    except OSError:
-        return
-
-
-def _pool(sockets: _Sockets) -> urllib3.PoolManager:
+def _pool(sockets: OpenSockets) -> urllib3.PoolManager:
     """Return a pool whose connections are known to `sockets`."""
 
     class Plain(HTTPConnection):
