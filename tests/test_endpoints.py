@@ -153,7 +153,7 @@ def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant
     served: Served, decoded: Decoded
 ) -> None:
     pass_through(served.telemetry, decoded)
-    served.telemetry.connection_opened(0, 20)
+    served.telemetry.connection_opened(0, 0, 20)
     response, body = served.ask("/metrics")
     status = json.loads(served.ask("/status")[1])
     found = samples(body)
