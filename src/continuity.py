@@ -66,7 +66,7 @@ class Continuity:
     the buffer does when it is full). At most `max_held_events` wait, and none longer than `max_wait_seconds`.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - a stage has neighbours
+    def __init__(  # noqa: PLR0913 - a stage has neighbours
         self,
         buffer: Buffer,
         filling: Filling,
@@ -213,8 +213,8 @@ class Continuity:
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events went into the buffer so far, and where each counted stream stands with these."""
         with self._lock:
-            standing = [stream for stream in self._streams.values() if stream.first_seen or stream.resumed]
-            return self._put, {stream.name: stream.position() for stream in standing}
+            standing = {stream.name: stream.position() for stream in self._counted()}
+            return self._put, self._resumed | standing  # what is quiet since the earlier run stands where it stood
 
     def traffic(self) -> dict[str, int]:
         """Return, by stream, how many events came."""

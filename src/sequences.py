@@ -152,13 +152,11 @@ class Stream:
         return suspects
 
     def position(self) -> Position:
-        """Return where the stream stands, with what went into the buffer; None of it when nothing is counted."""
+        """Return where the stream stands, with what went into the buffer."""
         missing = tuple(sorted(interval for hole in self.holes for interval in hole.missing))
         waits_from = self.lane.first_id(self.name)
         if waits_from is not None:
             return Position(self.name, waits_from - 1, tuple(each for each in missing if each[1] < waits_from))
-        if self.first_seen is None and self.resumed is not None:  # quiet since the earlier run
-            return self.resumed._replace(missing=missing)
         final = self.latest is None or self.latest.final
         return Position(self.name, self.after - 1, missing, final)
 
