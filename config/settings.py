@@ -98,7 +98,8 @@ class BinanceConfig(_Section):
     @classmethod
     def _check_symbols(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
         _refuse([names.fault_in_choice(symbol) for symbol in symbols], names.ALLOWED_CHOICE)
-        if all(symbol.startswith("-") for symbol in symbols):
+        left_out = {symbol.upper() for symbol in symbols if symbol.startswith("-")}
+        if all(symbol.startswith("-") or f"-{symbol.upper()}" in left_out for symbol in symbols):
             raise ValueError(f"must name at least one symbol: {names.ALLOWED_CHOICE}")
         return tuple(dict.fromkeys(symbol.upper() for symbol in symbols))
 

@@ -158,10 +158,10 @@ class Line:
         return all(slot.worker.alive for slot in self._slots)
 
     @property
-    def settled(self) -> bool:
-        """Whether every connection that is wanted is subscribed, and none is being replaced."""
+    def steady(self) -> bool:
+        """Whether every connection that is wanted is open, and none is being replaced."""
         wanted = [slot.connection for slot in self._slots if slot.connection.wanted]
-        return self._rotation is None and all(connection.subscribed for connection in wanted)
+        return self._rotation is None and all(connection.open for connection in wanted)
 
     @property
     def failures_in_a_row(self) -> int:

@@ -138,15 +138,15 @@ class Lines:
 
     def _see_to_silence(self, traffic: dict[str, int], now: float) -> int:
         """Act on streams that have fallen silent; return how many are watched."""
-        settled = {stream: line for line in self._lines if line.settled for stream in line.streams}
-        fallen = self._silence.look(traffic, settled.keys(), now)
-        for line, streams in _by_line(fallen.silent, settled):
+        home = {stream: line for line in self._lines if line.steady for stream in line.streams}
+        fallen = self._silence.look(traffic, home.keys(), now)
+        for line, streams in _by_line(fallen.silent, home):
             self._parts.telemetry.streams_silent(line.number, streams, "resubscribe")
             line.renew(streams)
-        for line, streams in _by_line(fallen.unhelped, settled):
+        for line, streams in _by_line(fallen.unhelped, home):
             self._parts.telemetry.streams_silent(line.number, streams, "rotate")
             line.wish(SILENCE)
-        return len(settled)
+        return len(home)
 
     def _apply(self, added: list[str], removed: list[str], home: dict[str, Line]) -> None:
         changes: dict[Line, tuple[list[str], list[str]]] = {line: ([], []) for line in self._lines}

@@ -18,13 +18,13 @@ Window = tuple[int, int]
 def due(age: float, rotate_after: float, window: Window | None, second_of_day: float) -> str | None:
     """Say why a connection of this age is to be replaced now, `age` or `window`; None when it is not.
 
-    With a window its age alone decides only just before the exchange ends it, and in the window it is replaced
-    when it would not live to see the next one: from the middle on, since a replacement lives 24 h too, so that
-    each day's falls a little earlier than the day before's, and must not slip out of the window.
+    With a window `rotate_after` does not matter: a connection is replaced just before the exchange ends it, and in
+    the window when it would not live to see the next one: from the middle on, since a replacement lives 24 h too,
+    so that each day's falls a little earlier than the day before's, and must not slip out of the window.
     """
     if window is None:
         return AGE if age >= rotate_after else None
-    limit = max(rotate_after, LIFETIME - _BEFORE_THE_END)
+    limit = LIFETIME - _BEFORE_THE_END
     if age >= limit:
         return AGE
     length = (window[1] - window[0]) % _DAY

@@ -141,8 +141,7 @@ class Subscriptions:
         if request is None:
             return NOTHING
         if reply.error is not None:
-            self._try_later(request, now)
-            return Outcome(refused=request.streams)
+            return self._refused(request, now)
         if request.method == LIST:
             return self._compared(reply.result, now)
         for stream in request.streams:
@@ -157,19 +156,16 @@ class Subscriptions:
         if not self._unanswered:
             return NOTHING
         late = [key for key, (overdue_at, _) in self._unanswered.items() if now >= overdue_at]
-        given_up: tuple[str, ...] = ()
+        unconfirmed: tuple[str, ...] = ()
         for request in [self._unanswered.pop(key)[1] for key in late]:
             if request.method == LIST:
-                given_up += tuple(self._doubtful)
-                self._doubtful.clear()
-                for group in subscribe_groups(given_up):
-                    self._try_later(_Request(SUBSCRIBE, group), now)
+                unconfirmed += self._give_up(now)
             elif request.sent == 1 and not request.anew:
                 self._unsent.append(request)
             elif not request.anew:
                 self._doubtful.update(dict.fromkeys(request.streams))
                 self._check()
-        return Outcome(unconfirmed=self._unnamed(given_up)) if given_up else NOTHING
+        return Outcome(unconfirmed=unconfirmed) if unconfirmed else NOTHING
 
     def _next(self, now: float) -> _Request | None:
         if self._unsent:
@@ -209,6 +205,22 @@ class Subscriptions:
         waiting = (*requests, *(request for _, request in self._unanswered.values()))
         if all(request.method != LIST for request in waiting):
             self._unsent.append(_Request(LIST))
+
+    def _refused(self, request: _Request, now: float) -> Outcome:
+        """Try again later, except to unsubscribe from what is wanted: it may have been subscribed to since."""
+        if request.method == LIST:
+            return Outcome(unconfirmed=self._give_up(now))
+        if not request.anew:
+            self._try_later(request, now)
+        return Outcome(refused=request.streams)
+
+    def _give_up(self, now: float) -> tuple[str, ...]:
+        """Ask later for what even the list does not tell of; return those that are to be named."""
+        doubtful = tuple(self._doubtful)
+        self._doubtful.clear()
+        for group in subscribe_groups(doubtful):
+            self._try_later(_Request(SUBSCRIBE, group), now)
+        return self._unnamed(doubtful)
 
     def _compared(self, listed: object, now: float) -> Outcome:
         """Compare what the exchange says it has subscribed us to with what was asked for in doubt."""

@@ -285,7 +285,7 @@ def test_all_of_a_market_can_be_chosen_and_names_left_out(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "choice", ["ALL:", "ALL:US-DT", "-", "-ALL", "--BTCUSDT", "-BTCUSDT", "BTC:USDT", "-ALL:USDT"]
+    "choice", ["ALL:", "ALL:US-DT", "-", "-ALL", "--BTCUSDT", "-BTCUSDT", "BTC:USDT", "-ALL:USDT", "A,-a"]
 )
 def test_a_choice_that_means_nothing_is_refused(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BINANCE_SYMBOLS", choice)

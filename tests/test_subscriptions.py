@@ -145,3 +145,28 @@ def test_answers_to_nothing_that_was_asked_are_no_matter() -> None:
     talk = Talk("a@trade")
     for number in (77, "x", None):
         assert talk.subscriptions.answered(Reply(number, "error", None), talk.now) == Outcome()
+
+
+def test_a_list_that_is_refused_is_no_help_and_the_streams_are_asked_for_later() -> None:
+    talk = Talk("a@trade")
+    talk.wait(21)
+    assert talk.answer(error="no") == Outcome(unconfirmed=("a@trade",))
+    talk.wait(5.2)
+    assert talk.asked[3:] == [("SUBSCRIBE", ["a@trade"])]
+    assert talk.answer() == Outcome(subscribed=("a@trade",))
+
+
+def test_an_unsubscribe_that_is_refused_or_lost_while_renewing_is_not_sent_again_behind_the_subscribe() -> None:
+    for answer in (True, False):
+        talk = Talk("a@trade")
+        talk.wait(1)
+        talk.answer()
+        talk.subscriptions.renew(["a@trade"])
+        talk.wait(0.2)
+        if answer:
+            talk.answer(error="no")
+        talk.wait(0.5)
+        talk.answer()
+        talk.wait(60)
+        assert talk.asked[1:] == [("UNSUBSCRIBE", ["a@trade"]), ("SUBSCRIBE", ["a@trade"])]
+        assert talk.subscriptions.settled
