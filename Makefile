@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench: $(READY)  ## throughput, CPU, latency and memory beside a naive reference
 
 bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
 	$(BIN)/python -m benchmarks.bench --quick
+
+bench-resume: $(READY)  ## how long a start takes that finds 500 symbols' places in a tail of 100,000 records
+	$(BIN)/python -W ignore::DeprecationWarning -m benchmarks.resume
 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
