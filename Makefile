@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-page profile soak chaos-kafka image test-image test-stack test-monitoring picture clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,12 +52,21 @@ bench: $(READY)  ## throughput, CPU, latency and memory beside a naive reference
 bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
 	$(BIN)/python -m benchmarks.bench --quick
 
+bench-resume: $(READY)  ## how long a start takes that finds 500 symbols' places in a tail of 100,000 records
+	$(BIN)/python -W ignore::DeprecationWarning -m benchmarks.resume
+
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
 	$(BIN)/python -m benchmarks.bench --broker kafka4
 
 chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is in it is compared with what was sent
 	$(BIN)/python -m sandbox.chaos --seconds 300
+
+chaos-exchange: $(READY)  ## the exchange fails in random ways for five minutes; Kafka must hold each id once, in order
+	$(BIN)/python -m sandbox.chaos_exchange --seconds 300
+
+chaos: $(READY)  ## both at once
+	$(BIN)/python -m sandbox.chaos_exchange --seconds 300 --kafka
 
 bench-page: $(READY)  ## put what was measured last into BENCHMARKS.md
 	$(BIN)/python -m benchmarks.markdown

@@ -34,7 +34,7 @@ from sandbox.exchange import Exchange, Settings
 from sandbox.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 _ROOT = Path(__file__).parent.parent
 _SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
@@ -73,7 +73,9 @@ class Verdict:
 class Service:
     """The service as a process; its metrics over HTTP."""
 
-    def __init__(self, folder: Path, url: str, bootstrap_servers: str) -> None:
+    def __init__(
+        self, folder: Path, url: str, bootstrap_servers: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._port = free_port()
         self._log = (folder / "service.log").open("ab")
         environment = {
@@ -86,6 +88,8 @@ class Service:
             "SPOOL_PATH": str(folder / "spool"),
             "SPOOL_MIN_FREE_BYTES": "0",
             "SHUTDOWN_TIMEOUT_SECONDS": "5",
+            "BACKFILL_ENABLED": "false",  # Kafka is compared with what the streams brought
+            **(variables or {}),
         }
         self._process = subprocess.Popen(
             [sys.executable, "main.py"], cwd=_ROOT, env=os.environ | environment, stdout=self._log
@@ -129,7 +133,7 @@ class Chaos:
         self._service = self._started()
         stack.callback(lambda: self._service.end())  # noqa: PLW0108 - of the last run, not of this one
         self._until(lambda: self._service.metrics().get("kafka_produced", 0) > 0, "the first event in Kafka")
-        self.faults: list[tuple[str, Callable[[float], None]]] = [
+        self.faults: list[tuple[str, Callable[[float], object]]] = [
             ("frozen", self._frozen),
             ("killed", self._killed),
             ("held back", self._between(self._proxy.hold)),
@@ -213,6 +217,10 @@ class Chaos:
             time.sleep(0.05)
 
     def _lines(self) -> Lines:
+        return Lines(value for _, value in self._records())
+
+    def _records(self) -> Iterator[tuple[bytes | None, bytes]]:
+        """Yield key and value of every record, in the order of each partition."""
         consumer = KafkaConsumer(bootstrap_servers=self._broker.bootstrap_servers, enable_auto_commit=False)
         try:
             parts = [
@@ -223,13 +231,12 @@ class Chaos:
             consumer.assign(parts)
             consumer.seek_to_beginning(*parts)
             ends = consumer.end_offsets(parts)
-            values: list[bytes] = []
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while any(consumer.position(part) < ends[part] for part in parts):
                 if time.monotonic() > deadline:
-                    raise ChaosError(f"only {len(values)} records could be read")
-                values += [one.value for batch in consumer.poll(200).values() for one in batch]
-            return Lines(values)
+                    raise ChaosError("not all records could be read")
+                for batch in consumer.poll(200).values():
+                    yield from ((one.key, one.value) for one in batch)
         finally:
             consumer.close(autocommit=False)
 

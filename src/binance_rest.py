@@ -6,10 +6,8 @@ The only file that knows urllib3. Endpoints, weights, error bodies and headers: 
 from __future__ import annotations
 
 import json
-import socket
-import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import urllib3
@@ -17,6 +15,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, TimeoutError  # noqa: A004 - its own
 
 from src.deadline import Deadline
+from src.open_sockets import OpenSockets
 from src.selection import Listed
 
 if TYPE_CHECKING:
@@ -120,11 +119,24 @@ class _Symbol(msgspec.Struct):
     quote: str = msgspec.field(default="", name="quoteAsset")
 
 
-class _Symbols(msgspec.Struct):
+class _Limit(msgspec.Struct):
+    kind: str = msgspec.field(default="", name="rateLimitType")
+    interval: str = ""
+    count: int = msgspec.field(default=0, name="intervalNum")
+    limit: int = 0
+
+
+class _Info(msgspec.Struct):
     symbols: list[_Symbol]
+    limits: list[_Limit] = msgspec.field(default_factory=list, name="rateLimits")
 
 
-_symbols = msgspec.json.Decoder(_Symbols).decode
+class _Time(msgspec.Struct):
+    server_time: int = msgspec.field(name="serverTime")
+
+
+_time = msgspec.json.Decoder(_Time).decode
+_info = msgspec.json.Decoder(_Info).decode
 _error_body = msgspec.json.Decoder(_ErrorBody).decode
 
 
@@ -140,7 +152,7 @@ class BinanceRest:
         self.budget = budget
         self._base = f"{base_url}/api/v3/"
         self._telemetry = telemetry
-        self._sockets = _Sockets()
+        self._sockets = OpenSockets()
         self._http = _pool(self._sockets)
 
     def aggregates(self, symbol: str, first: int, limit: int = MOST_ROWS, *, reserved: bool = False) -> Answer:
@@ -163,31 +175,34 @@ class BinanceRest:
         """Ask for the order book, so many levels a side."""
         return self._get("depth", depth_weight(levels), {"symbol": symbol, "limit": levels}, reserved=reserved)
 
-    def exchange_info(self, symbols: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Ask what is traded, of all symbols unless some are named; the limit of weights is taken over from it."""
-        listed = json.dumps(symbols, ensure_ascii=False, separators=(",", ":"))
-        info = _object(self._get("exchangeInfo", _INFO_WEIGHT, {"symbols": listed} if symbols else {}))
-        if (limit := _weight_limit(info)) is not None:
-            self.budget.learn_limit(limit)
-        return info
+    def listed(self, symbols: tuple[str, ...] = ()) -> list[Listed]:
+        """Ask what is traded, of all symbols unless some are named; build nothing else of an answer of 15 MB.
 
-    def listed(self) -> list[Listed]:
-        """Ask what is traded, of all symbols, and build nothing else of an answer of 15 MB."""
-        answer = self._get("exchangeInfo", _INFO_WEIGHT, {})
+        The limit of weights is taken over from it.
+        """
+        named = json.dumps(symbols, ensure_ascii=False, separators=(",", ":"))
+        answer = self._get("exchangeInfo", _INFO_WEIGHT, {"symbols": named} if symbols else {})
         try:
-            symbols = _symbols(answer.body).symbols
+            info = _info(answer.body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Malformed(f"exchangeInfo: {error}") from error
-        if not symbols:
+            raise self._malformed("exchangeInfo", error) from error
+        if not info.symbols:
             raise Malformed("exchangeInfo: no symbols")
-        return [Listed(each.symbol, each.status, each.base, each.quote) for each in symbols]
+        for limit in info.limits:
+            if (
+                limit.kind == "REQUEST_WEIGHT"
+                and (limit.interval, limit.count) == ("MINUTE", 1)
+                and limit.limit > 0
+            ):
+                self.budget.learn_limit(limit.limit)
+        return [Listed(each.symbol, each.status, each.base, each.quote) for each in info.symbols]
 
     def time_ms(self) -> int:
         """Ask for the exchange's time, ms since the epoch."""
-        time_ms = _object(self._get("time", _TIME_WEIGHT, {})).get("serverTime")
-        if type(time_ms) is not int:
-            raise Malformed("time: no serverTime")
-        return time_ms
+        try:
+            return _time(self._get("time", _TIME_WEIGHT, {}).body).server_time
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._malformed("time", error) from error
 
     def close(self) -> None:
         """Ask nothing any more; wake every thread that waits here."""
@@ -258,6 +273,11 @@ class BinanceRest:
         self.budget.pause(limited.retry_after)
         return limited
 
+    def _malformed(self, endpoint: str, error: Exception) -> Malformed:
+        malformed = Malformed(f"{endpoint}: {error}")
+        self._telemetry.rest_failed(endpoint, malformed.reason, malformed)
+        return malformed
+
 
 def depth_weight(levels: int) -> int:
     """Return what a snapshot of so many levels weighs."""
@@ -286,23 +306,6 @@ def _dropped(response: urllib3.BaseHTTPResponse, error: RestError) -> RestError:
     return error
 
 
-def _object(answer: Answer) -> dict[str, Any]:
-    try:
-        decoded: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Malformed(str(error)) from error
-    return decoded
-
-
-def _weight_limit(info: dict[str, Any]) -> int | None:
-    limits = info.get("rateLimits")
-    for limit in limits if isinstance(limits, list) else ():
-        per_minute = limit.get("interval") == "MINUTE" and limit.get("intervalNum") == 1
-        if per_minute and limit.get("rateLimitType") == "REQUEST_WEIGHT" and type(limit.get("limit")) is int:
-            return int(limit["limit"])
-    return None
-
-
 def _number(header: str | None) -> int | None:
     return int(header) if header and header.isascii() and header.isdigit() and len(header) < 10 else None  # noqa: PLR2004
 
@@ -311,37 +314,7 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _Sockets:
-    """The sockets in use, so that another thread can end what waits on them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
-        self._open: set[socket.socket] = set()
-        self.shut_down = False
-
-    def add(self, sock: socket.socket) -> None:
-        """Take a socket that was just connected."""
-        with self._lock:
-            self._open = {known for known in self._open if known.fileno() >= 0} | {sock}
-            if self.shut_down:
-                _shut(sock)
-
-    def shut(self) -> None:
-        """End reading and writing on all of them, now and later."""
-        with self._lock:
-            self.shut_down = True
-            for sock in self._open:
-                _shut(sock)
-
-
-def _shut(sock: socket.socket) -> None:
-    try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own takes the TLS state from under the reader
-    except OSError:
-        return
-
-
-def _pool(sockets: _Sockets) -> urllib3.PoolManager:
+def _pool(sockets: OpenSockets) -> urllib3.PoolManager:
     """Return a pool whose connections are known to `sockets`."""
 
     class Plain(HTTPConnection):

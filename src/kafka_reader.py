@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaConsumer
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
 from src.kafka_causes import causes_named
@@ -29,6 +31,7 @@ _OPTIONS: dict[str, Any] = {
     "receive_buffer_bytes": 1024 * 1024,
 }
 _POLL_MS = 200
+_STALLED_SECONDS = 20.0
 
 
 class KafkaReader:
@@ -65,17 +68,21 @@ class KafkaReader:
     ) -> Iterator[tuple[TopicPartition, list[Any]]]:
         """Yield the records between these offsets in lists of `ConsumerRecord`, each partition in order.
 
-        Ends early when `stopped` says so.
+        Ends early when `stopped` says so; raises `KafkaTimeoutError` when nothing comes for 20 s.
         """
         consumer = self._consumer
         left = {partition for partition, end in ends.items() if begins[partition] < end}
         consumer.assign(sorted(left))
         for partition in left:
             consumer.seek(partition, begins[partition])
+        moved_at = time.monotonic()
         while left and not stopped():
             for partition, batch in consumer.poll(timeout_ms=_POLL_MS).items():
+                moved_at = time.monotonic()
                 yield partition, [record for record in batch if record.offset < ends[partition]]
-            done = {partition for partition in left if consumer.position(partition) >= ends[partition]}
+            if time.monotonic() - moved_at > _STALLED_SECONDS:
+                raise KafkaTimeoutError(f"nothing came of {sorted(left)} for {_STALLED_SECONDS:.0f} s")
+            done = {partition for partition in left if (consumer.position(partition) or 0) >= ends[partition]}
             if done:
                 left -= done
                 consumer.assign(sorted(left))  # the others keep their positions

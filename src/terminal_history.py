@@ -26,7 +26,8 @@ LOSSES = {
 _ESSENTIAL = (*RATES.values(), *LEVELS.values(), *LOSSES.values())
 _NESTED = {"symbols": dict, "kinds": list, "latency": dict}
 _CAME = ("messages_received", "messages_recovered", "messages_backfilled")
-_ACCOUNTED = (*LOSSES.values(), *LEVELS.values(), "kafka_produced", "messages_duplicate")
+_LEFT_OUT = ("messages_duplicate", "messages_already_delivered")
+_ACCOUNTED = (*LOSSES.values(), *LEVELS.values(), *_LEFT_OUT, "kafka_produced")
 
 
 def missing(status: dict[str, Any]) -> int:

@@ -272,12 +272,13 @@ class Silent:
     def gap_unfillable(self, gap: Gap, missing: Sequence[Interval], reason: str) -> None: ...
     def order_given_up(self, gap: Gap, reason: str) -> None: ...
     def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None: ...
+    def snapshot_taken(self, stream: str, symbol: str, last_update_id: int) -> None: ...
 
 
 def test_what_a_live_stream_leaves_out_is_put_in_its_place(connect: Callable[[str], Client]) -> None:
     with scene(rate=1_000.0, symbols=("BTCUSDT",)) as running:
         buffer, decoder = Buffer(1, 0.001), EventDecoder(TOPICS)
-        continuity = Continuity(*(buffer, running.backfill, Silent(), running.telemetry, BackfillConfig(), TOPICS))
+        continuity = Continuity(buffer, running.backfill, Silent(), running.telemetry, BackfillConfig())
         running.backfill.attach(continuity)
         client = connect(f"{running.exchange.stream_url}?streams=btcusdt@trade/btcusdt@aggTrade")
         live = [event for _ in range(1_500) for event in decoder.decode([client.frame()[1]], START_MS).events]

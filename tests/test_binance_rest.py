@@ -117,9 +117,8 @@ def test_each_endpoint_is_asked_with_its_weight_and_its_parameters(
     assert asked(rest)["rest_weight_used"] - before == 2
     for levels in (100, 500, 1000, 5000):
         assert charged(lambda levels=levels: rest.depth("BTCUSDT", levels)).body.startswith(b'{"lastUpdateId":')
-    every = [one["symbol"] for one in charged(rest.exchange_info)["symbols"]]
-    assert every == ["BTCUSDT", "ETHUSDT"]
-    assert [one["symbol"] for one in rest.exchange_info(("ETHUSDT",))["symbols"]] == ["ETHUSDT"]
+    assert [one.name for one in charged(rest.listed)] == ["BTCUSDT", "ETHUSDT"]
+    assert rest.listed(("ETHUSDT",)) == [("ETHUSDT", "TRADING", "ETH", "USDT")]
     assert weights == [4, 25, 2, 5, 25, 50, 250, 20]
     requests = asked(rest)["rest_requests_by_endpoint"]
     assert requests == {
@@ -137,7 +136,7 @@ def test_the_limit_of_weights_is_taken_over_from_exchange_info(exchange_factory:
     exchange = exchange_factory(rest=RestRules(weight_per_minute=1_000))
     rest = client(exchange.rest_url)
     assert rest.budget.wait_for(2_000) == 0
-    rest.exchange_info()
+    rest.listed()
     assert rest.budget.wait_for(2_000) > 0
 
 
@@ -271,11 +270,14 @@ def test_an_answer_that_is_none_is_malformed(answer: bytes, monkeypatch: pytest.
         assert asked(rest)["rest_failures_by_reason"] == {"malformed": 1}
 
 
-@pytest.mark.parametrize("body", ["<html>busy</html>", "[]", '{"serverTime":"now"}', "{}"])
+@pytest.mark.parametrize("body", ["<html>busy</html>", "[]", '{"symbols":[]}', '{"serverTime":"now"}', "{}"])
 def test_a_time_or_a_list_of_symbols_of_another_shape_is_malformed(body: str, exchange: Exchange) -> None:
-    exchange.rest(body=body)
+    exchange.rest(body=body, count=2)
+    rest = client(exchange.rest_url)
     with pytest.raises(Malformed):
-        client(exchange.rest_url).time_ms()
+        rest.time_ms()
+    with pytest.raises(Malformed):
+        rest.listed()
 
 
 def test_an_error_page_without_json_keeps_its_status_and_the_start_of_its_text() -> None:
@@ -301,7 +303,7 @@ def test_a_redirect_is_not_followed() -> None:
 def test_symbols_of_any_script_are_asked_for(exchange_factory: Callable[..., Exchange]) -> None:
     exchange = exchange_factory(symbols=("BTCUSDT", "这是测试币456"))
     rest = client(exchange.rest_url)
-    assert [one["symbol"] for one in rest.exchange_info(("这是测试币456",))["symbols"]] == ["这是测试币456"]
+    assert [one.name for one in rest.listed(("这是测试币456",))] == ["这是测试币456"]
     assert rest.aggregates("这是测试币456", 1).body == b"[]"
 
 

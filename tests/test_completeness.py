@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from config.settings import KafkaConfig
@@ -26,9 +27,10 @@ from src.holes import Gap
 from src.ledger import Ledger
 from src.outbox import Outbox
 from src.telemetry import Telemetry
-from tests.broker_fixtures import create_topics
+from tests.broker_fixtures import create_topics, read_all
+from tests.test_event_schema import SCHEMA as EVENTS
 from tests.test_kafka_producer import Rig, wait_until
-from tests.test_ledger import Tally
+from tests.test_ledger import SCHEMA, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -292,6 +294,16 @@ def test_the_report_comes_from_kafka_alone(broker: Broker, tmp_path: Path) -> No
     assert told["streams"][0]["missing_ids"] == [[30_001, 30_004]]
 
 
+def assert_as_the_schemas_say(topics: Topics) -> None:
+    """Hold all that is in Kafka, live, fetched and of the ledger, against its schema."""
+    for names, schema in ((topics.names, EVENTS), ((topics.gaps,), SCHEMA)):
+        validator = Draft202012Validator(schema)
+        for record in read_all(topics.bootstrap_servers, *names):
+            assert [error.message for error in validator.iter_errors(json.loads(record.value or b""))] == []
+    sources = {json.loads(one.value or b"")["source"] for one in read_all(topics.bootstrap_servers, *topics.names)}
+    assert sources == {"binance_websocket", "binance_rest_backfill", "binance_rest_snapshot"}
+
+
 @pytest.mark.kafka
 def test_the_ledger_of_a_running_service_tells_of_a_cut_and_that_nothing_is_missing(
     exchange_factory: Callable[..., Exchange], topics: Topics, start_service: StartService
@@ -322,6 +334,7 @@ def test_the_ledger_of_a_running_service_tells_of_a_cut_and_that_nothing_is_miss
         assert stream["expected"] == stream["received"] + stream["backfilled"] > 0
         assert stream["backfilled"] > 0
         assert stream["missing"] == stream["unexplained"] == stream["untold"] == 0
+    assert_as_the_schemas_say(topics)
     (connection,) = [each for each in told["connections"] if each["opened"]]
     assert (connection["opened"], sum(each["times"] for each in connection["closed"])) == (2, 2)
 

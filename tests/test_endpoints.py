@@ -41,6 +41,8 @@ TERMS = (
     "kafka_failed",
     "messages_dead_lettered",
     "messages_dropped",
+    "messages_duplicate",
+    "messages_already_delivered",
 )
 
 

@@ -6,11 +6,13 @@ On a real broker, with the parts of the service as one run; the real process und
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from config.settings import SpoolConfig
 from src.holes import Position
@@ -175,6 +177,42 @@ def test_of_topics_made_anew_the_checkpoint_holds_and_what_is_in_them_counts(
     assert second.found["ethusdt@trade"] == Position("ethusdt@trade", 5)
 
 
+def test_copies_in_the_raw_topic_do_not_count_as_the_event_itself(kafka: KafkaConfig, make_run: MakeRun) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", 1)])
+    copy = first.decoded([trade("BTCUSDT", 2)])[0]
+    copy.route = structs.replace(copy.route, topic=kafka.topic_raw_events)  # as KAFKA_MIRROR_RAW_EVENTS makes them
+    first.standing.put([], lambda _: first.delivery.accept([copy]))
+    first.delivered()
+    first.die()
+    assert make_run(kafka).start().found == {"btcusdt@trade": Position("btcusdt@trade", 1)}
+
+
+def test_a_search_that_takes_too_long_does_not_keep_the_start_waiting(
+    own_broker: Broker, make_run: MakeRun
+) -> None:
+    kafka = kafka_config(own_broker.bootstrap_servers)
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", 1)])
+    first.close()
+    second = make_run(kafka, timeout=4.0)
+    frozen = threading.Event()
+    second.resume._kafka_ready = frozen.is_set
+    begun = time.monotonic()
+    second.start(resumed=False)
+    wait_until(lambda: second.sink.ready, "connected")
+    own_broker.freeze()
+    frozen.set()
+    wait_until(lambda: second.resume._reading, "it reads")
+    assert not second.resume.may_go_on
+    wait_until(lambda: second.resume.may_go_on, "the start goes on")
+    assert 3.9 < time.monotonic() - begun < 6.0
+    assert not second.resume.done
+    own_broker.thaw()
+    wait_until(lambda: second.resume.done, "it goes on beside the live data", 40)
+    assert second.found == {"btcusdt@trade": Position("btcusdt@trade", 1)}
+
+
 def test_nothing_is_written_before_the_past_is_known(make_run: MakeRun, kafka: KafkaConfig) -> None:
     first = make_run(kafka).start()
     first.feed([trade("BTCUSDT", 10)])
@@ -217,10 +255,14 @@ def test_what_kafka_holds_already_is_taken_off_the_disk_and_the_rest_is_sent_onc
 
 
 def left_on_disk(folder: Path, events: list[Event]) -> None:
+    with closing(Spool(SpoolConfig(path=folder, min_free_bytes=0))) as spool:
+        spool.append(numbered(events))
+
+
+def numbered(events: list[Event]) -> list[Event]:
     for number, event in enumerate(events, 1):
         event.seq = number
-    with closing(Spool(SpoolConfig(path=folder, min_free_bytes=0))) as spool:
-        spool.append(events)
+    return events
 
 
 def test_without_a_broker_the_start_waits_two_seconds_and_the_positions_come_later(

@@ -1,0 +1,77 @@
+"""What is told of a stream from the events that stand in Kafka: last id, holes, in any order of seeing."""
+
+from __future__ import annotations
+
+import json
+import random  # noqa: TC003 - hypothesis asks for it by its annotation
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.settings import KafkaConfig
+from src.coverage import Coverage, Place, event_type, place
+from src.events import EventDecoder
+from src.holes import Position
+from src.kafka_producer import topic_names
+from tests.resume_fixtures import aggregate, bar, depth, expanded, now_ms, trade
+
+IDS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
+TRADE = "btcusdt@trade"
+
+
+def seen(ids: list[int], known: dict[str, Position] | None = None) -> Position:
+    coverage = Coverage(known or {})
+    for number in ids:
+        coverage.saw(Place(TRADE, number, number))
+    return coverage.positions()[TRADE]
+
+
+@given(IDS)
+def test_whatever_is_not_seen_between_the_first_and_the_last_is_missing(ids: list[int]) -> None:
+    found = seen(ids)
+    above = {number for number in ids if number >= ids[0]}
+    assert found.last == max(above)
+    assert expanded(found) == set(range(ids[0], found.last)) - above
+    assert list(found.missing) == sorted(found.missing)
+
+
+@given(IDS, st.integers(0, 60), st.randoms(use_true_random=False))
+def test_seeing_the_past_once_more_changes_nothing(ids: list[int], start: int, chance: random.Random) -> None:
+    known = {TRADE: Position(TRADE, start)}
+    once = seen(ids, known)
+    assert seen([*ids, *chance.sample(ids, len(ids))], known) == once
+    assert expanded(once).isdisjoint(ids)
+    assert set(ids) | expanded(once) >= set(range(start + 1, once.last + 1))
+
+
+def test_the_holes_of_a_checkpoint_are_filled_by_what_came_later() -> None:
+    known = {TRADE: Position(TRADE, 100, ((10, 19), (50, 50)))}
+    assert seen([12, 13, 101, 50], known) == Position(TRADE, 101, ((10, 11), (14, 19)))
+
+
+def test_an_event_is_found_again_by_the_stream_that_it_came_from() -> None:
+    opened = now_ms() // 60_000 * 60_000
+    frames = [trade("BTCUSDT", 5), aggregate("ETHUSDT", 6), bar("BNBUSDT", opened, closed=False)]
+    frames += [bar("BNBUSDT", opened, closed=True, interval="1m@+08:00"), depth("BTCUSDT", 7, 9, "depth")]
+    events = EventDecoder(topic_names(KafkaConfig())).decode(frames, now_ms()).events
+    assert len(events) == len(frames)
+    for event in events:
+        found = place(event.value, event_type(event.value))
+        assert found == Place(event.route.stream, event.first_id, event.last_id, event.final)
+
+
+def test_what_counts_nothing_or_is_no_event_has_no_place() -> None:
+    for value in (b"", b"{}", b'{"event_type":"trade"}', b'{"s":"A","event_type":"ticker"}', b'"event_type":"'):
+        assert place(value, event_type(value)) is None
+    value = json.dumps({"s": "BTCUSDT", "t": "5", "event_type": "trade"}, separators=(",", ":")).encode()
+    assert place(value, event_type(value)) is None
+
+
+def test_of_two_speeds_of_depth_neither_is_guessed() -> None:
+    names = ("btcusdt@depth", "btcusdt@depth@100ms")
+    both = Coverage({name: Position(name, 5) for name in names})
+    both.saw(Place(names[0], 6, 9))
+    assert {each.last for each in both.positions().values()} == {5}
+    one = Coverage({names[1]: Position(names[1], 5)})
+    one.saw(Place(names[0], 6, 9))
+    assert one.positions() == {names[1]: Position(names[1], 9)}
