@@ -2,6 +2,7 @@
 
 Safe to run again and by several at once. Exit codes: 0 all topics are as wanted, or were made so;
 1 something differs, failed, or no broker answered; 2 the configuration or the command line is wrong.
+A dry run ends with the code of the run that it stands for.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _set_up(config: KafkaConfig, *, wait: float, dry_run: bool, with_fix: bool) 
         _say("nothing was changed (--dry-run)")
     if any(difference.fixable for difference in left) and not with_fix:
         _say("run it with --fix to correct what can be corrected")
-    return 1 if failed or left or (created and dry_run) else 0
+    return 1 if failed or left else 0
 
 
 def _connect(config: KafkaConfig, wait: float) -> KafkaAdminClient:
@@ -114,12 +115,13 @@ def _compare(admin: KafkaAdminClient, existing: list[Topic], *, dry_run: bool, w
     left = []
     for difference in found:
         verdict = "differs"
-        if with_fix and difference.fixable:
-            verdict = "would be corrected" if dry_run else "corrected"
-        if verdict == "corrected":
-            fix(admin, difference)
-        else:
+        if not (with_fix and difference.fixable):
             left.append(difference)
+        elif dry_run:
+            verdict = "would be corrected"
+        else:
+            verdict = "corrected"
+            fix(admin, difference)
         _say(f"{difference.topic.name}: {verdict}: {difference}")
     return left
 
