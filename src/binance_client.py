@@ -15,7 +15,7 @@ from websocket import WebSocketException
 
 from src.backoff import Backoff
 from src.deadline import Deadline
-from src.websocket_wire import ConnectionLost, FrameReader, WentSilent, Woken
+from src.websocket_wire import ConnectionLost, FrameReader, NoEndpoint, WentSilent, Woken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,19 +73,23 @@ class BinanceConnection:
     """One subscribed connection that is replaced whenever it is lost, until closed or given up.
 
     `chunks` runs on the reading thread; `close` may be called from any other. What the exchange put on
-    the wire before it answered our close frame is still read and given out.
+    the wire before it answered our close frame is still read and given out. Each attempt begins with `url`, the
+    combined endpoint; only where that answers 404 does it go on with `base_url`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the two URLs of one exchange
         self,
         number: int,
         url: str,
         streams: tuple[str, ...],
         settings: ConnectionConfig,
         telemetry: Telemetry,
+        *,
+        base_url: str | None = None,
     ) -> None:
         self._number = number
         self._url = url
+        self._base_url = base_url or url
         self._streams = streams
         self._settings = settings
         self._telemetry = telemetry
@@ -103,7 +107,7 @@ class BinanceConnection:
             again = True
             worked = False
             try:
-                for chunk in self._one_connection():
+                for chunk in self._one_attempt():
                     if not worked:
                         worked = True
                         self._backoff.succeeded()
@@ -133,14 +137,23 @@ class BinanceConnection:
             if self._reader is not None:
                 self._reader.wake()
 
-    def _one_connection(self) -> Iterator[Chunk]:
+    def _one_attempt(self) -> Iterator[Chunk]:
+        try:
+            yield from self._one_connection(self._url)
+        except NoEndpoint:
+            if self._base_url == self._url:
+                raise
+            self._telemetry.combined_endpoint_missing(self._number, self._url, self._base_url)
+            yield from self._one_connection(self._base_url)
+
+    def _one_connection(self, url: str) -> Iterator[Chunk]:
         reader = FrameReader()
         with self._lock:
             self._reader = reader
         try:
             if self._closing.is_set():
                 return
-            reader.open(self._url, Deadline(self._settings.timeout_seconds))
+            reader.open(url, Deadline(self._settings.timeout_seconds))
             self._telemetry.connection_opened(self._number, len(self._streams))
             yield from self._read(reader)
         except Woken:

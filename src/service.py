@@ -123,7 +123,8 @@ class Service:
     def _source(self, number: int, streams: tuple[str, ...]) -> tuple[BinanceConnection, EventDecoder]:
         settings = self._settings
         url = settings.binance.combined_url()
-        connection = BinanceConnection(number, url, streams, settings.connection, self._telemetry)
+        base = settings.binance.ws_base_url
+        connection = BinanceConnection(number, url, streams, settings.connection, self._telemetry, base_url=base)
         return connection, EventDecoder(topic_names(settings.kafka))
 
     def _open_endpoints(self) -> Endpoints | None:

@@ -21,6 +21,7 @@ _CONNECTION_REASONS = {
     "WentSilent": "silent",
     "ConnectionLost": "closed",
     "NotOpened": "not_opened",
+    "NoEndpoint": "not_opened",
     "TimeoutError": "timeout",
 }
 
@@ -265,6 +266,10 @@ class Telemetry:
         with self._lock:
             self._open.add(connection)
         self._log.info("connection_opened", connection=connection, streams=streams)
+
+    def combined_endpoint_missing(self, connection: int, url: str, instead: str) -> None:
+        """Log that frames will not name their streams; what tells its stream by itself is as always."""
+        self._warn("combined_endpoint_missing", "answered 404", connection=connection, url=url, instead=instead)
 
     def connection_closed(self, connection: int) -> None:
         """Note the end that was asked for."""

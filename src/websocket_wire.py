@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import time
+from http import HTTPStatus
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -43,6 +44,10 @@ class ConnectionLost(Exception):  # noqa: N818 - named after the fact
 
 class NotOpened(ConnectionLost):
     """TCP, TLS or the WebSocket handshake came to nothing; the message says which and why."""
+
+
+class NoEndpoint(NotOpened):
+    """The exchange answered the handshake with 404: nothing is served under this path."""
 
 
 class WentSilent(ConnectionLost):
@@ -250,7 +255,9 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
             self._ahead.connect(url)
             self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
         except _NOT_OPENED as error:
-            raise NotOpened(f"the {self._ahead.step} failed: {self._why(error)}") from error
+            missing = getattr(error, "status_code", None) == HTTPStatus.NOT_FOUND
+            kind = NoEndpoint if missing else NotOpened
+            raise kind(f"the {self._ahead.step} failed: {self._why(error)}") from error
 
     def _why(self, error: Exception) -> str:
         if isinstance(error, (TimeoutError, websocket.WebSocketTimeoutException)):
