@@ -96,15 +96,9 @@ class Service:
             self._endpoints.stop()
         for worker in self._failed:
             self._explain(worker)
-        metrics = self._telemetry.reported(final=True)
-        undelivered = (
-            "messages_dropped",
-            "messages_spooled",
-            "messages_dead_lettered",
-            "kafka_failed",
-            "mirror_failed",
-        )
-        exit_code = 1 if any(metrics[name] for name in undelivered) or self._failed else 0
+        undelivered = self._telemetry.undelivered()
+        self._telemetry.reported(final=True)
+        exit_code = 1 if undelivered or self._failed else 0
         self._telemetry.stopped(exit_code)
         return exit_code
 

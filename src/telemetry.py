@@ -24,6 +24,8 @@ _CONNECTION_REASONS = {
     "NoEndpoint": "not_opened",
     "TimeoutError": "timeout",
 }
+_ON_DISK = {"messages_spooled", "messages_dead_lettered"}
+_UNDELIVERED = ("messages_dropped", "messages_spooled", "messages_dead_lettered", "kafka_failed", "mirror_failed")
 
 
 class Telemetry:
@@ -335,6 +337,16 @@ class Telemetry:
     def stopping(self, cause: str) -> None:
         """Log why the service stops."""
         self._log.info("service_stopping", cause=cause)
+
+    def undelivered(self) -> int:
+        """Log and return how many events, and copies of them, are not in Kafka at the end, by where they are."""
+        metrics = self.snapshot()
+        left = {name: metrics[name] for name in _UNDELIVERED if metrics[name]}
+        if left:
+            lost = set(left) - _ON_DISK
+            log = self._log.error if lost else self._log.warning
+            log("events_undelivered", **left)
+        return sum(left.values())
 
     def stopped(self, exit_code: int) -> None:
         """Log the end; the last line of the service."""
