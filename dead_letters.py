@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     from src.kafka_producer import open_producer
 
 from config.settings import SettingsError, load_settings
+from src.commands import DAY_SECONDS, one_line, refuse, seconds
 from src.spool import FILE, Spool, SpoolFailed, SpoolUnusable
 
 if TYPE_CHECKING:
@@ -221,8 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        print(*error.faults, sep="\n", file=sys.stderr)
-        return 2
+        return refuse(error)
     fine = True
     with ExitStack() as stack:
         for place, opened in (
@@ -252,7 +252,7 @@ def _work_on(
     except KeyboardInterrupt:
         _complain("stopped before the end; run it again to finish")
     except (_Trouble, SpoolFailed, KafkaError, OSError, ValueError) as error:
-        _complain(" ".join(str(error).split()) or type(error).__name__)
+        _complain(one_line(error))
     return False
 
 
@@ -282,7 +282,7 @@ def _sent(producer: KafkaProducer, letters: list[Letter]) -> list[Letter]:
         try:
             future = producer.send(letter.topic, letter.value, key=letter.key, timestamp_ms=letter.timestamp_ms)
         except (KafkaError, ValueError, AssertionError) as error:
-            _complain(f"{letter.place} {letter.id}: {' '.join(str(error).split())}")
+            _complain(f"{letter.place} {letter.id}: {one_line(error)}")
         else:
             futures.append((letter, future))
     taken = []
@@ -290,9 +290,7 @@ def _sent(producer: KafkaProducer, letters: list[Letter]) -> list[Letter]:
         try:
             future.get(timeout=_ANSWER_SECONDS)
         except KafkaError as error:
-            _complain(
-                f"{letter.place} {letter.id}: {letter.topic} did not take it: {' '.join(str(error).split())}"
-            )
+            _complain(f"{letter.place} {letter.id}: {letter.topic} did not take it: {one_line(error)}")
         else:
             taken.append(letter)
     return taken
@@ -330,16 +328,13 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", action="append", help=f"only those of this {name}; may be repeated")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
-        "--wait", type=_seconds, default=10.0, metavar="SECONDS", help="for the broker (default: 10)"
+        "--wait",
+        type=seconds(0.0, DAY_SECONDS),
+        default=10.0,
+        metavar="SECONDS",
+        help="for the broker (default: 10)",
     )
     return parser.parse_args(arguments)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 86_400:  # noqa: PLR2004 - a day; infinity and NaN are out as well
-        raise argparse.ArgumentTypeError("seconds between 0 and 86400")
-    return seconds
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # until `main` has the signals, Ctrl+C ends this as 
 
 import argparse
 import json
-import os
 import sys
 import time
 import warnings
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.live import Live
 
 from config.settings import SettingsError, load_settings
+from src.commands import forget_stdout, refuse, seconds
 from src.completeness_report import CompletenessReport
 from src.completeness_verdict import as_json, drawn, verdict
 from src.terminal_history import History, UnreachableError, fetch
@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         url = asked.url or _configured_url()
     except SettingsError as error:
-        sys.stderr.write("".join(f"{fault}\n" for fault in error.faults))
-        return 2
+        return refuse(error)
     try:
         if asked.json or asked.once:
             return _once(url, as_json=asked.json)
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 1 if asked.json or asked.once else 0
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say, at exit neither
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_stdout()
         return 0
 
 
@@ -214,7 +213,11 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--url", type=_url, help="of the service (default: from MONITORING_HOST and MONITORING_PORT)"
     )
     parser.add_argument(
-        "--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two readings (default: 1)"
+        "--interval",
+        type=seconds(0.1, 3600.0),
+        default=1.0,
+        metavar="SECONDS",
+        help="between two readings (default: 1)",
     )
     return parser.parse_args(arguments)
 
@@ -231,13 +234,6 @@ def _age(text: str) -> float:
     if unit is None or not number.isdecimal() or not 0 < int(number) * unit <= 10 * 366 * 86_400:
         raise argparse.ArgumentTypeError("a whole number with s, m, h or d, such as 24h")
     return float(int(number) * unit)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - infinity and NaN are out as well
-        raise argparse.ArgumentTypeError("seconds between 0.1 and 3600")
-    return seconds
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Safe to run again and by several at once. Exit codes: 0 all topics are as wanted, or were made so;
 1 something differs, failed, or no broker answered; 2 the configuration or the command line is wrong.
+A dry run ends with the code of the run that it stands for.
 """
-# ruff: noqa: T201 - a command speaks to its user
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from config.settings import SettingsError, load_settings
+from src.commands import DAY_SECONDS, one_line, refuse, seconds
 from src.kafka_causes import NotConnectedError, causes_named
 from src.topics import (
     Difference,
@@ -45,14 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_settings().kafka
     except SettingsError as error:
-        print(*error.faults, sep="\n", file=sys.stderr)
-        return 2
+        return refuse(error)
     try:
         return _set_up(config, wait=asked.wait, dry_run=asked.dry_run, with_fix=asked.fix)
     except KeyboardInterrupt:
         return _fail("stopped before the end; run it again to finish")
     except (TopicError, KafkaError, OSError, ValueError, RuntimeError) as error:
-        return _fail(" ".join(str(error).split()) or type(error).__name__)
+        return _fail(one_line(error))
 
 
 def _set_up(config: KafkaConfig, *, wait: float, dry_run: bool, with_fix: bool) -> int:
@@ -72,7 +72,7 @@ def _set_up(config: KafkaConfig, *, wait: float, dry_run: bool, with_fix: bool) 
         _say("nothing was changed (--dry-run)")
     if any(difference.fixable for difference in left) and not with_fix:
         _say("run it with --fix to correct what can be corrected")
-    return 1 if failed or left or (created and dry_run) else 0
+    return 1 if failed or left else 0
 
 
 def _connect(config: KafkaConfig, wait: float) -> KafkaAdminClient:
@@ -115,12 +115,13 @@ def _compare(admin: KafkaAdminClient, existing: list[Topic], *, dry_run: bool, w
     left = []
     for difference in found:
         verdict = "differs"
-        if with_fix and difference.fixable:
-            verdict = "would be corrected" if dry_run else "corrected"
-        if verdict == "corrected":
-            fix(admin, difference)
-        else:
+        if not (with_fix and difference.fixable):
             left.append(difference)
+        elif dry_run:
+            verdict = "would be corrected"
+        else:
+            verdict = "corrected"
+            fix(admin, difference)
         _say(f"{difference.topic.name}: {verdict}: {difference}")
     return left
 
@@ -130,11 +131,12 @@ def _servers(config: KafkaConfig) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _fail(line: str) -> int:
-    print(f"setup_kafka: {line}", file=sys.stderr)
+    sys.stderr.write(f"setup_kafka: {line}\n")
     return 1
 
 
@@ -149,19 +151,12 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
     parser.add_argument(
         "--wait",
-        type=_seconds,
+        type=seconds(0.0, DAY_SECONDS),
         default=60.0,
         metavar="SECONDS",
         help="how long to wait for the broker (default: 60)",
     )
     return parser.parse_args(arguments)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 86_400:  # noqa: PLR2004 - a day; infinity and NaN are out as well
-        raise argparse.ArgumentTypeError("seconds between 0 and 86400")
-    return seconds
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from websocket import WebSocketException
 from src.backoff import Backoff
 from src.deadline import Deadline
 from src.subscriptions import NOTHING, Outcome, Subscriptions
-from src.websocket_wire import ConnectionLost, FrameReader, NotOpened, WentSilent, Woken
+from src.websocket_wire import ConnectionLost, FrameReader, NoEndpoint, NotOpened, WentSilent, Woken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -84,7 +84,8 @@ class BinanceConnection:
     """One subscribed connection that is replaced whenever it is lost, while wanted, until closed or given up.
 
     `chunks` and `replied` run on the reading thread; all else may be called from any other. What the exchange
-    put on the wire before it answered our close frame is still read and given out.
+    put on the wire before it answered our close frame is still read and given out. Each attempt begins with `url`,
+    the combined endpoint; only where that answers 404 does it go on with `base_url`.
     """
 
     def __init__(  # noqa: PLR0913 - what one connection needs
@@ -95,12 +96,14 @@ class BinanceConnection:
         settings: ConnectionConfig,
         telemetry: Telemetry,
         *,
+        base_url: str | None = None,
         slot: int = 0,
         owner: Owner | None = None,
         wanted: bool = True,
     ) -> None:
         self._number, self._slot = number, slot
         self._url = url
+        self._base_url = base_url or url
         self._settings = settings
         self._telemetry = telemetry
         self._owner = owner or Alone()
@@ -112,34 +115,30 @@ class BinanceConnection:
         self._wanted = wanted
         self._tried = False
         self._reader: FrameReader | None = None
-        self._replies = 0
         self.opened_at: float | None = None
         """When the connection was opened, on the monotonic clock; None while it is not open."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield what arrives while wanted, until closed; raise `GaveUp` after too many failures in a row.
 
-        The first frame of a connection starts the count of failures anew, answers to our requests excepted:
-        an exchange that takes every subscription and hangs up at once would be tried for ever.
+        The first frame of a connection, whatever it is, starts the count of failures anew.
         """
         while (again := self._until_wanted()) is not None:
             self._telemetry.connection_attempt(self._number, self._slot, self._url, again=again)
             worked = False
             try:
-                for chunk in self._one_connection():
-                    replies_before = self._replies
-                    if chunk.frames:
-                        yield chunk
-                    if not worked and (not chunk.frames or len(chunk.frames) > self._replies - replies_before):
+                for chunk in self._one_attempt():
+                    if not worked:
                         worked = True
                         self._backoff.succeeded()
+                    if chunk.frames:
+                        yield chunk
             except _Lost as error:
                 if self.wanted:
                     self._wait_after(error, worked=worked)
 
     def replied(self, reply: Reply) -> None:
         """Take note of a reply or error of the exchange; called on the reading thread."""
-        self._replies += 1
         outcome = self._subscriptions.answered(reply, time.monotonic())
         if reply.error is not None:
             self._telemetry.exchange_error(self._number, reply.error, outcome.refused)
@@ -210,14 +209,23 @@ class BinanceConnection:
             self._reader.wake()
         self._state.notify_all()
 
-    def _one_connection(self) -> Iterator[Chunk]:
+    def _one_attempt(self) -> Iterator[Chunk]:
+        try:
+            yield from self._one_connection(self._url)
+        except NoEndpoint:
+            if self._base_url == self._url:
+                raise
+            self._telemetry.combined_endpoint_missing(self._number, self._url, self._base_url)
+            yield from self._one_connection(self._base_url)
+
+    def _one_connection(self, url: str) -> Iterator[Chunk]:
         reader, cause = FrameReader(), ""
         with self._state:
             self._reader = reader
         try:
             if not self.wanted:
                 return
-            reader.open(self._url, Deadline(self._settings.timeout_seconds))
+            reader.open(url, Deadline(self._settings.timeout_seconds))
             self.opened_at = time.monotonic()
             self._subscriptions.start_over(self.opened_at)
             self._owner.opened(self._slot)

@@ -31,6 +31,8 @@ class Parts(NamedTuple):
     """What all lines share."""
 
     url: str
+    base_url: str
+    """Where to go when there is nothing under `url`."""
     settings: ConnectionConfig
     decoder: EventDecoder
     telemetry: Telemetry
@@ -55,6 +57,7 @@ class Slot:
             line.streams,
             parts.settings,
             parts.telemetry,
+            base_url=parts.base_url,
             slot=number,
             owner=line,
             wanted=wanted,

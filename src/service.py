@@ -180,15 +180,9 @@ class Service:
             self._endpoints.stop()
         for worker in self._failed:
             self._explain(worker)
-        metrics = self._telemetry.reported(final=True)
-        undelivered = (
-            "messages_dropped",
-            "messages_spooled",
-            "messages_dead_lettered",
-            "kafka_failed",
-            "mirror_failed",
-        )
-        exit_code = 1 if any(metrics[name] for name in undelivered) or self._failed else 0
+        undelivered = self._telemetry.undelivered()
+        self._telemetry.reported(final=True)
+        exit_code = 1 if undelivered or self._failed else 0
         self._telemetry.stopped(exit_code)
         return exit_code
 
@@ -208,6 +202,7 @@ class Service:
         settings = self._settings
         return Parts(
             settings.binance.combined_url(),
+            settings.binance.ws_base_url,
             settings.connection,
             EventDecoder(topic_names(settings.kafka)),
             self._telemetry,

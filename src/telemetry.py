@@ -23,8 +23,11 @@ _CONNECTION_REASONS = {
     "WentSilent": "silent",
     "ConnectionLost": "closed",
     "NotOpened": "not_opened",
+    "NoEndpoint": "not_opened",
     "TimeoutError": "timeout",
 }
+_ON_DISK = {"messages_spooled", "messages_dead_lettered"}
+_UNDELIVERED = ("messages_dropped", "messages_spooled", "messages_dead_lettered", "kafka_failed", "mirror_failed")
 
 
 class Telemetry:
@@ -395,6 +398,10 @@ class Telemetry:
             self._open.add((connection, slot))
         self._log.info("connection_opened", connection=connection, slot=slot, streams=streams)
 
+    def combined_endpoint_missing(self, connection: int, url: str, instead: str) -> None:
+        """Log that frames will not name their streams; what tells its stream by itself is as always."""
+        self._warn("combined_endpoint_missing", "answered 404", connection=connection, url=url, instead=instead)
+
     def connection_closed(self, connection: int, slot: int) -> None:
         """Note the end that was asked for."""
         with self._lock:
@@ -551,6 +558,16 @@ class Telemetry:
     def stopping(self, cause: str) -> None:
         """Log why the service stops."""
         self._log.info("service_stopping", cause=cause)
+
+    def undelivered(self) -> int:
+        """Log and return how many events, and copies of them, are not in Kafka at the end, by where they are."""
+        metrics = self.snapshot()
+        left = {name: metrics[name] for name in _UNDELIVERED if metrics[name]}
+        if left:
+            lost = set(left) - _ON_DISK
+            log = self._log.error if lost else self._log.warning
+            log("events_undelivered", **left)
+        return sum(left.values())
 
     def stopped(self, exit_code: int) -> None:
         """Log the end; the last line of the service."""

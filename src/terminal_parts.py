@@ -161,7 +161,10 @@ def duration(seconds: float) -> str:
 
 def clean(text: object) -> str:
     """Replace what a terminal would obey instead of showing."""
-    return "".join(character if character.isprintable() else "?" for character in str(text))
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(character if character.isprintable() else "?" for character in shown)
 
 
 def size(count: float) -> str:

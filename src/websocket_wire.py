@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import time
+from http import HTTPStatus
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -52,6 +53,10 @@ class NotOpened(ConnectionLost):
         super().__init__(why)
         self.retry_after = retry_after
         """Seconds that the exchange asks us to stay away (429, 418, 503); 0 when it says nothing."""
+
+
+class NoEndpoint(NotOpened):
+    """The exchange answered the handshake with 404: nothing is served under this path."""
 
 
 class WentSilent(ConnectionLost):
@@ -261,7 +266,9 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
             self._ahead.connect(url)
             self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
         except _NOT_OPENED as error:
-            raise NotOpened(f"the {self._ahead.step} failed: {self._why(error)}", _retry_after(error)) from error
+            missing = getattr(error, "status_code", None) == HTTPStatus.NOT_FOUND
+            kind = NoEndpoint if missing else NotOpened
+            raise kind(f"the {self._ahead.step} failed: {self._why(error)}", _retry_after(error)) from error
 
     def _why(self, error: Exception) -> str:
         if isinstance(error, (TimeoutError, websocket.WebSocketTimeoutException)):

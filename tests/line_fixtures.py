@@ -69,7 +69,7 @@ class Reading:
         self._lock = threading.Lock()
         config = ConnectionConfig(**(QUICK | settings))
         decoder = EventDecoder(Topics("trades", "depth", "raw"))
-        parts = Parts(url, config, decoder, self.telemetry, self.ledger, self._read, self.ended.append)
+        parts = Parts(url, url, config, decoder, self.telemetry, self.ledger, self._read, self.ended.append)
         self.lines = Lines(tuple(streams), parts, at_most)
         self._keeper = Keeper(self.lines, self, self.ended.append)
 

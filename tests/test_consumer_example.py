@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import KafkaProducer
 
-from consumer_example import Event, Ids, Latencies, Statistics, decode, describe, line_of, main, readable_ms
+from consumer_example import main
 from sandbox.brokers import free_port
+from src.consumer_events import Event, decode, describe, line_of, readable_ms
+from src.consumer_statistics import Ids, Latencies, Statistics
 from tests.broker_fixtures import Topics, create_topics, fresh_topics
 
 if TYPE_CHECKING:

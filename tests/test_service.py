@@ -345,6 +345,7 @@ def test_beyond_every_bound_events_are_counted_and_named_as_lost_and_memory_stay
     assert final["messages_spooled"] > 0
     assert final["messages_in_flight"] == 0
     assert service.events("events_dropped")[0]["level"] == "error"
+    assert service.logged("events_undelivered")["level"] == "error"
 
 
 def memory_mb(pid: int) -> float:
@@ -426,6 +427,8 @@ def test_a_stop_without_kafka_ends_in_time_with_everything_on_disk(
     final = service.final
     assert balanced(final)
     assert final["messages_spooled"] == final["messages_received"] == sent_by(market)
+    told = service.logged("events_undelivered")
+    assert (told["level"], told["messages_spooled"]) == ("warning", final["messages_spooled"])
 
 
 def test_a_stop_with_a_frozen_broker_ends_in_time_with_exact_counts(
