@@ -19,6 +19,7 @@ from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from config import shards
 from config import streams as names
 from config.tls import TlsUnusable, tls_context
 
@@ -374,6 +375,24 @@ class SpoolConfig(_Section):
         return value.lower() if isinstance(value, str) else value
 
 
+class ShardConfig(_Section):
+    """This instance's share of the streams, where several instances divide them among each other."""
+
+    prefix = "SHARD_"
+    model_config = SettingsConfigDict(env_prefix="SHARD_")
+
+    count: Annotated[int, Field(gt=0, le=shards.MOST)] = 1
+    index: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("index")
+    @classmethod
+    def _check_index(cls, index: int, info: ValidationInfo) -> int:
+        count = info.data.get("count", shards.MOST)
+        if index >= count:
+            raise ValueError(f"must be less than SHARD_COUNT ({count}); the first shard is 0")
+        return index
+
+
 class LoggingConfig(_Section):
     """What is logged, and in which form."""
 
@@ -419,9 +438,24 @@ class Settings(_Section):
     connection: ConnectionConfig = Field(default_factory=ConnectionConfig)
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
+    shard: ShardConfig = Field(default_factory=ShardConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
+
+    def streams(self) -> tuple[str, ...]:
+        """Return the streams that this instance subscribes to: its shard's share of all."""
+        return shards.share(self.binance.stream_names(), self.shard.index, self.shard.count)
+
+    def share_fault(self) -> str | None:
+        """Say that this shard has no stream: such an instance would look alive and do nothing."""
+        if self.streams():
+            return None
+        most = shards.most_shards(self.binance.stream_names(), below=self.shard.count)
+        return (
+            f"SHARD_COUNT='{self.shard.count}': leaves shard {self.shard.index} without a stream, since the name "
+            f"of a symbol decides on its shard; must be at most {most} for these streams, or there must be more symbols"
+        )
 
 
 SECTIONS: dict[str, type[_Section]] = {
@@ -430,6 +464,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "connection": ConnectionConfig,
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
+    "shard": ShardConfig,
     "logging": LoggingConfig,
     "monitoring": MonitoringConfig,
     "service": ServiceConfig,
@@ -455,13 +490,14 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     faults += _tls_faults(sections.get("kafka"), given)
     if faults:
         raise SettingsError(faults)
+    sections["spool"] = _own_spool(sections["spool"], sections["shard"])
     return Settings.model_construct(**sections)
 
 
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
-    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_")
+    prefixes = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_", "SHARD_")
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [
@@ -502,6 +538,11 @@ def _faults(section: type[_Section], error: ValidationError, given: dict[str, st
     return faults
 
 
+def _own_spool(spool: SpoolConfig, shard: ShardConfig) -> SpoolConfig:
+    """Give each of several shards a folder of its own in SPOOL_PATH."""
+    return spool.model_copy(update={"path": shards.spool_folder(spool.path, shard.index, shard.count)})
+
+
 def _tls_faults(kafka: KafkaConfig | None, given: dict[str, str]) -> list[str]:
     """Load certificates and keys once, so that a wrong one is told at the start."""
     if kafka is None or not kafka.security_protocol.endswith("SSL"):
@@ -536,10 +577,12 @@ def _without_secrets(address: str) -> str:
 def _allowed(section: type[_Section], field: str, message: str) -> str:
     """Say in words of our own what a number or a flag may be; for the rest the message says it."""
     declared = section.model_fields[field]
+    if message.startswith("Value error, "):  # of a check of our own
+        return message.removeprefix("Value error, ")
     if declared.annotation is bool:
         return "must be true or false"
     if declared.annotation not in (int, float):
-        message = message.removeprefix("Value error, ").replace("String should have", "must have")
+        message = message.replace("String should have", "must have")
         return message.replace("Input should be", "must be")
     words = {"gt": "greater than", "ge": "at least", "le": "at most"}
     bounds = [

@@ -55,6 +55,8 @@ STATE = {
     "connections_open": "connections to the exchange that are open",
     "connection_failures_in_a_row": "failed attempts since the last frame, of the connection that has most",
     "streams": "streams that are subscribed to",
+    "shard_index": "which shard of the streams this instance reads, from 0",
+    "shard_count": "shards that all streams are divided into",
     "kafka_stalled_seconds": "how long Kafka has acknowledged nothing although something is in flight",
     "buffer_capacity": "events that the buffer holds at most",
     "in_flight_records_limit": "bound on events that are not acknowledged",

@@ -20,6 +20,7 @@ from src.deadline import Deadline
 from src.delivery import Delivery
 from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
+from src.left_behind import take_over
 from src.logger import configure_logging, get_logger
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
@@ -39,7 +40,7 @@ class Service:
     """All parts of one running service, composed from its settings."""
 
     def __init__(self, settings: Settings, spool: Spool) -> None:
-        streams = settings.binance.stream_names()
+        streams = settings.streams()
         groups = spread(streams)
         self._settings = settings
         self._streams = len(streams)
@@ -48,6 +49,8 @@ class Service:
         self._telemetry = Telemetry(connections=len(groups))
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
+        for left in take_over(spool, settings):
+            self._telemetry.spool_taken_over(str(left.folder), left.events, left.reason)
         if redirected := spool.redirect(topic_names(settings.kafka)):
             self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
@@ -65,6 +68,8 @@ class Service:
         self._telemetry.started(
             version=PIPELINE_VERSION,
             streams=self._streams,
+            shard_index=self._settings.shard.index,
+            shard_count=self._settings.shard.count,
             url=self._settings.binance.combined_url(),
             kafka=self._settings.kafka.bootstrap_servers,
             monitoring_port=self._endpoints.port if self._endpoints else None,
@@ -142,6 +147,8 @@ class Service:
         state = {
             "version": PIPELINE_VERSION,
             "streams": self._streams,
+            "shard_index": self._settings.shard.index,
+            "shard_count": self._settings.shard.count,
             "kafka_connected": self._sink.ready,
             "kafka_stalled_seconds": round(in_flight.stalled_seconds, 3),
             "in_flight_records_limit": in_flight.max_records,
@@ -174,6 +181,9 @@ def serve() -> int:
         settings = load_settings()
     except SettingsError as error:
         sys.stderr.write("".join(f"{fault}\n" for fault in error.faults))
+        return 2
+    if fault := settings.share_fault():
+        sys.stderr.write(f"{fault}\n")
         return 2
     try:
         spool = Spool(settings.spool)

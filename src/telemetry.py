@@ -142,6 +142,13 @@ class Telemetry:
             "spool_redirected", events=events, reason="their topics are not in the settings any more"
         )
 
+    def spool_taken_over(self, folder: str, events: int, reason: str) -> None:
+        """Log what was found in the spool of a shard that is gone; the reason says why some stayed there."""
+        if reason:
+            self._log.warning("spool_left_behind", folder=folder, taken_over=events, reason=reason)
+        elif events:
+            self._log.info("spool_taken_over", folder=folder, events=events)
+
     def dropped(self, events: Sequence[Event], reason: str, was: str = "buffered", error: str = "") -> None:
         """Count events that are lost, by reason and by symbol."""
         if not events:

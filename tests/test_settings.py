@@ -64,6 +64,8 @@ DEFAULTS: dict[str, object] = {
     "SPOOL_MAX_BYTES": 10 * 1024**3,
     "SPOOL_MIN_FREE_BYTES": 1024**3,
     "SPOOL_FSYNC": "normal",
+    "SHARD_INDEX": 0,
+    "SHARD_COUNT": 1,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
     "METRICS_INTERVAL_SECONDS": 30,
@@ -85,7 +87,7 @@ SECRET_FILES = {
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.upper().startswith(
-            ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "LOG_", "MONITORING_")
+            ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "SHARD_", "LOG_", "MONITORING_")
         ):
             monkeypatch.delenv(name)
     for name in ("METRICS_INTERVAL_SECONDS", "SHUTDOWN_TIMEOUT_SECONDS"):
