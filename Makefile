@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-page profile soak chaos-kafka image test-image test-stack clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-shards bench-page profile soak chaos-kafka image test-image test-stack clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 
 chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is in it is compared with what was sent
 	$(BIN)/python -m sandbox.chaos --seconds 300
+
+bench-shards: $(READY)  ## one process, then two shards, on one broker: throughput of each, every record verified
+	$(BIN)/python -m benchmarks.shards
 
 bench-page: $(READY)  ## put what was measured last into BENCHMARKS.md
 	$(BIN)/python -m benchmarks.markdown

@@ -454,7 +454,8 @@ class Settings(_Section):
         most = shards.most_shards(self.binance.stream_names(), below=self.shard.count)
         return (
             f"SHARD_COUNT='{self.shard.count}': leaves shard {self.shard.index} without a stream, since the name "
-            f"of a symbol decides on its shard; must be at most {most} for these streams, or there must be more symbols"
+            "of a symbol decides on its shard; "
+            f"must be at most {most} for these streams, or there must be more symbols"
         )
 
 
