@@ -193,7 +193,7 @@ def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         times, cost = outcome.rate / outcomes[0].rate, max(s.cpu_us for s in outcome.shares) / alone.cpu_us
         print(
             f"{len(outcome.shares)} processes: {outcome.rate:,.0f} msg/s, x {times:.2f} of one; they used "
-            f"{outcome.cores:.2f} of {os.cpu_count()} cores beside the broker and the load; CPU a message x {cost:.2f}"
+            f"{outcome.cores:.2f} of {os.cpu_count()} cores beside broker and load; CPU a message x {cost:.2f}"
         )
     return {
         "outcomes": [outcome._asdict() | {"shares": [s._asdict() for s in outcome.shares]} for outcome in outcomes]

@@ -156,22 +156,28 @@ class BinanceConnection:
         silence = self._settings.silence_timeout_seconds
         subscriptions = self._subscriptions
         subscriptions.start_over()
-        heard_at = time.monotonic()
+        now = heard_at = time.monotonic()
         while True:
-            if (request := subscriptions.due()) is not None:
-                reader.request(request, time.monotonic() + self._settings.timeout_seconds)
-            for unanswered in subscriptions.overdue():
-                self._telemetry.subscription_unconfirmed(self._number, unanswered)
+            if now >= subscriptions.next_at:
+                self._subscribe(reader)
             try:
-                frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at()))
+                frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at))
             except TimeoutError:
-                if time.monotonic() - heard_at >= silence:
+                now = time.monotonic()
+                if now - heard_at >= silence:
                     raise WentSilent(f"no frame of any kind for {silence:g} s") from None
                 continue
-            heard_at = time.monotonic()
+            now = heard_at = time.monotonic()
             if closed:
                 raise ConnectionLost(reader.close_reason())
             yield Chunk(frames, time.time_ns() // 1_000_000)
+
+    def _subscribe(self, reader: FrameReader) -> None:
+        """Send the request that is due, if one is; tell of those that were not answered in time."""
+        if (request := self._subscriptions.due()) is not None:
+            reader.request(request, time.monotonic() + self._settings.timeout_seconds)
+        for unanswered in self._subscriptions.overdue():
+            self._telemetry.subscription_unconfirmed(self._number, unanswered)
 
     def _read_to_the_end(self, reader: FrameReader) -> Iterator[Chunk]:
         """Say goodbye, then give out what was on the way until the exchange answers or hangs up."""
@@ -214,6 +220,7 @@ class _Subscriptions:
         self._unsent = list(self._groups)
         self._send_at = time.monotonic()
         self._unanswered: dict[int, tuple[float, list[str]]] = {}  # by id: when overdue, which streams
+        self._plan()
 
     def due(self) -> bytes | None:
         """Return the next request when its time has come."""
@@ -224,19 +231,24 @@ class _Subscriptions:
         request_id, self._next_id = self._next_id, self._next_id + 1
         self._unanswered[request_id] = (now + self._timeout, streams)
         self._send_at = now + SUBSCRIBE_INTERVAL
+        self._plan()
         return _subscribe(streams, request_id)
 
-    def next_at(self) -> float:
-        """Return when `due` or `overdue` will have something, on the monotonic clock."""
+    def _plan(self) -> None:
+        """Note when `due` or `overdue` will have something, on the monotonic clock: every read asks for it."""
         send_at = self._send_at if self._unsent else float("inf")
-        return min([send_at, *(overdue_at for overdue_at, _ in self._unanswered.values())])
+        self.next_at = min([send_at, *(overdue_at for overdue_at, _ in self._unanswered.values())])
 
     def answered(self, request_id: int | str | None) -> list[str] | None:
         """Return the streams of the request that this is the answer to."""
-        return self._unanswered.pop(request_id, (0.0, None))[1] if isinstance(request_id, int) else None
+        streams = self._unanswered.pop(request_id, (0.0, None))[1] if isinstance(request_id, int) else None
+        self._plan()
+        return streams
 
     def overdue(self) -> list[list[str]]:
         """Return, once each, the streams of requests that were not answered in time."""
         now = time.monotonic()
         late = [key for key, (overdue_at, _) in self._unanswered.items() if now >= overdue_at]
-        return [self._unanswered.pop(key)[1] for key in late]
+        streams = [self._unanswered.pop(key)[1] for key in late]
+        self._plan()
+        return streams

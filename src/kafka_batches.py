@@ -24,6 +24,8 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from src.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kafka.structs import TopicPartition
 
     from src.events import Event
@@ -47,6 +49,9 @@ class Appender(Protocol):
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
         """Queue events for one partition, in order; their fate is told to `settle`."""
+
+    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
+        """Do the same for several partitions."""
 
     def hurry(self) -> None:
         """Send what lingers now."""
@@ -281,6 +286,16 @@ class BatchAppender:
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
         """Queue events for one partition, in order; they come back when the producer has been ended."""
+        self.append_all({partition: events})
+
+    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
+        """Queue events by partition, and wake the producer's thread once, at the end."""
+        to_send = [self._queued(partition, group) for partition, group in events.items()]
+        if any(to_send):
+            self._sender.wakeup()
+
+    def _queued(self, partition: TopicPartition, events: list[Event]) -> bool:
+        """Queue events for one partition; return whether there is something new for the producer's thread."""
         accumulator = self._accumulator
         # The producer counts appends so that a forced close does not miss a batch.
         accumulator._appends_in_progress.increment()
@@ -292,8 +307,7 @@ class BatchAppender:
             accumulator._appends_in_progress.decrement()
         if closed:
             self._settle(events, ProducerEnded("the producer has been ended"), Fate())
-        elif to_send:
-            self._sender.wakeup()
+        return to_send
 
     def _append_locked(self, queue: Any, partition: TopicPartition, events: list[Event]) -> bool:  # noqa: ANN401
         now = time.monotonic()
@@ -457,6 +471,11 @@ class PublicAppender:
             else:
                 future.add_callback(lambda _, event=event: self._tell(event, None))
                 future.add_errback(lambda error, event=event: self._tell(event, error))
+
+    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
+        """Do the same for several partitions."""
+        for partition, group in events.items():
+            self.append(partition, group)
 
     def _tell(self, event: Event, error: BaseException | None, *, maybe_written: bool = True) -> None:
         if self._unsettled.pop(id(event), None) is not None:
