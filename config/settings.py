@@ -354,8 +354,8 @@ class DeliveryConfig(_Section):
     prefix = "DELIVERY_"
     model_config = SettingsConfigDict(env_prefix="DELIVERY_")
 
-    max_in_flight_records: Positive = 200_000
-    max_in_flight_bytes: Positive = 100 * 1024 * 1024
+    max_in_flight_records: Positive = 100_000
+    max_in_flight_bytes: Positive = 32 * 1024 * 1024
 
 
 class SpoolConfig(_Section):

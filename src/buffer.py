@@ -21,7 +21,7 @@ class Buffer:
     waits for the consumer, and the exchange's TCP window fills instead of our memory.
     """
 
-    def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 50_000) -> None:
+    def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 10_000) -> None:
         self._batch_size = batch_size
         self._batch_timeout = batch_timeout
         self.capacity = max(capacity, batch_size)

@@ -22,6 +22,7 @@ from src.endpoints import Endpoints, View
 from src.events import PIPELINE_VERSION, EventDecoder
 from src.left_behind import take_over
 from src.logger import configure_logging, get_logger
+from src.memory import limit_arenas
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
 from src.telemetry import Telemetry
@@ -192,6 +193,7 @@ def serve() -> int:
             f"SPOOL_PATH={str(settings.spool.path)!r}: a folder that this process can use alone; {error}\n"
         )
         return 2
+    limit_arenas()
     configure_logging(settings.logging.level, settings.logging.format)
     for variable, nearest in unknown_variables().items():
         get_logger("settings").warning("unknown_variable", variable=variable, nearest=nearest)
