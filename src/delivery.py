@@ -82,7 +82,7 @@ class Delivery:
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
         self._secured = False
         """Whether what went straight to the sink and is still in flight is on disk as well, or cannot be."""
-        self._acknowledged: deque[list[Event]] = deque()
+        self._acknowledged: deque[list[int]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
         self._wake = threading.Event()
@@ -224,7 +224,7 @@ class Delivery:
         """Take note of the fate of records; runs on the producer's I/O thread, so it only notes and wakes."""
         if error is None:
             if self._recording:
-                self._acknowledged.append(events)
+                self._acknowledged.append([event.seq for event in events])
                 self._wake.set()
             size = sum(len(event.value) for event in events)
             self._telemetry.acknowledged(events, size)
@@ -308,7 +308,7 @@ class Delivery:
     def _forget_acknowledged(self) -> None:
         while self._acknowledged:
             on_disk_up_to = self._spool.last_seq
-            self._to_remove += [event.seq for event in self._acknowledged.popleft() if event.seq <= on_disk_up_to]
+            self._to_remove += [number for number in self._acknowledged.popleft() if number <= on_disk_up_to]
         if self._to_remove:
             self._spool.remove(self._to_remove)
             self._to_remove.clear()
