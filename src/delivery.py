@@ -34,8 +34,6 @@ _WRITE_AT_ONCE = 2_000
 _DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
 _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
-_HOPELESS_SECONDS = 5.0
-"""At the stop: how long Kafka may acknowledge nothing before the rest is left on disk."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -176,8 +174,7 @@ class Delivery:
     def _has_hope(self, connecting: Deadline) -> bool:
         left = self._sink.in_flight.records or (self._spool.count and not self._held)
         absent = not self._sink.ready and connecting.expired
-        stuck = absent or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
-        return bool(left) and not stuck and self._drainer.alive
+        return bool(left) and not absent and self._drainer.alive
 
     def _go_by_way_of_the_disk(self, sent_up_to: int) -> None:
         self._recording = True
