@@ -35,6 +35,8 @@ VOLUME ["/app/data"]
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+# A spool of several gigabytes is read once before the service answers, hence the long start period; it ends with the
+# first good answer.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
     CMD ["python", "-IS", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:%s/health' % (os.environ.get('MONITORING_PORT') or 8000), timeout=4)"]
 CMD ["python", "main.py"]

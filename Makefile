@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-page profile soak chaos-kafka image test-image test-stack clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-page profile soak chaos-kafka image test-image test-stack test-monitoring picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,6 @@ check: $(READY)  ## lint, format, types, import layers, known vulnerabilities wh
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m sandbox.audit
-
-audit: $(READY)  ## known vulnerabilities of the dependencies, where their data can be reached
-	$(BIN)/python -m sandbox.audit
 	$(BIN)/python -m sandbox.audit
 
 audit: $(READY)  ## known vulnerabilities of the dependencies, where their data can be reached

@@ -6,6 +6,7 @@ often, and when it is given up. Nothing here is called with a lock held that Con
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from src.binance_rest import Closed, Limited, Refused, RestError, Unreachable, depth_weight
 from src.fill_queue import Fill, FillQueue, Snapshot
 from src.outage import Outage, Pace
-from src.refetch import WEIGHTS, Refetch, answers_needed
+from src.refetch import WEIGHTS, Refetch, answers_needed, refetchable
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Backfill:
         self._refetch = Refetch(rest, topics, telemetry)
         self._outage = Outage(pace)
         self._answer_seconds = _USUAL_ANSWER_SECONDS
+        self._lock = threading.Lock()  # guards what is promised, and who is awaited
+        self._promised = 0
         self._continuity: Continuity
         self._workers = [Worker(f"backfill-{number}", self._work, on_exit) for number in range(WORKERS)]
 
@@ -133,6 +136,8 @@ class Backfill:
         while (task := self._queue.take()) is not None:
             delay = self._fill(task) if isinstance(task, Fill) else self._take_snapshot(task)
             if delay is None:
+                if isinstance(task, Fill):
+                    self._let_go(task)
                 self._queue.done(task)
             else:
                 self._queue.put_back(task, delay)
@@ -162,7 +167,7 @@ class Backfill:
         return self._took(fill, missing[0], events)
 
     def _unfillable(self, fill: Fill) -> str | None:
-        if fill.gap.event_type not in WEIGHTS:
+        if not refetchable(fill.gap):
             return "not_refetchable"
         if not self._settings.enabled:
             return "backfill_disabled"
@@ -172,33 +177,49 @@ class Backfill:
         """Let live events pass at once when what they wait for cannot be there in time."""
         fill.admitted = True
         answers = answers_needed(fill.gap, missing)
-        fill.promised = answers * WEIGHTS[fill.gap.event_type]
-        ahead = sum(other.promised for other in self._queue.awaited() if other is not fill)
-        seconds = max(answers * self._answer_seconds, self._rest.budget.wait_for(ahead + fill.promised))
+        promised = self._promise(fill, answers * WEIGHTS[fill.gap.event_type])
+        seconds = max(answers * self._answer_seconds, self._rest.budget.wait_for(promised))
         if self._outage.remaining() > 0:
             self._give_up_order(fill, Unreachable.reason)
-        elif seconds > self._settings.max_wait_seconds:
+        elif seconds > self._settings.max_wait_seconds >= self._rest.budget.wait_for(WEIGHTS[fill.gap.event_type]):
             self._give_up_order(fill, "too_large")
 
     def _must_wait(self, fill: Fill, weight: int) -> float:
         """Reserve the weight of one answer, or return how long to wait; live events pass if that is long."""
         if self._time_left(fill) <= 0:
-            fill.awaited = False  # Continuity has let them pass
+            self._let_go(fill)  # Continuity has let them pass
         if (wait := self._outage.remaining()) > 0:
             self._give_up_order(fill, Unreachable.reason)
             return wait
         wait = self._rest.budget.reserve(weight, 1.0 if fill.awaited else _BACKGROUND_SHARE)
-        if wait > self._time_left(fill):
+        if not wait:
+            self._promise(fill, -weight)
+        elif wait > self._time_left(fill):
             self._give_up_order(fill, Limited.reason)
         return wait
 
-    def _time_left(self, fill: Fill) -> float:
-        return fill.requested_at + self._settings.max_wait_seconds - time.monotonic()
+    def _time_left(self, task: Task) -> float:
+        return task.requested_at + self._settings.max_wait_seconds - time.monotonic()
 
     def _give_up_order(self, fill: Fill, reason: str) -> None:
-        if fill.awaited:
-            fill.awaited = False
+        if self._let_go(fill):
             self._continuity.give_up_order(fill.gap, f"rest_{reason}" if reason != "too_large" else reason)
+
+    def _let_go(self, fill: Fill) -> bool:
+        """Note that live events do not wait for a gap; return whether they did. Any worker may find out."""
+        with self._lock:
+            was_awaited, fill.awaited = fill.awaited, False
+            self._promised -= fill.promised
+            fill.promised = 0
+            return was_awaited
+
+    def _promise(self, fill: Fill, weight: int) -> int:
+        """Set weight aside for a gap that live events wait for, or take it; return the sum for all."""
+        with self._lock:
+            change = max(weight, -fill.promised) if fill.awaited else 0
+            fill.promised += change
+            self._promised += change
+            return self._promised
 
     def _worked(self, seconds: float) -> None:
         self._outage.over()
@@ -277,13 +298,12 @@ class Backfill:
     # Snapshots
 
     def _take_snapshot(self, task: Snapshot) -> float | None:
-        """Try once; depth is held only while an answer is on its way."""
+        """Try once; depth is not held for longer than it takes to ask."""
         stream, levels = task.stream, self._settings.snapshot_levels
         if not self._settings.enabled:
             self._continuity.abandon_snapshot(stream, "backfill_disabled")
             return None
-        wait = self._outage.remaining() or self._rest.budget.reserve(depth_weight(levels))
-        if wait > 0:
+        if (wait := self._snapshot_must_wait(task, depth_weight(levels))) > 0:
             return wait
         if not self._continuity.expect_snapshot(stream):
             self._rest.budget.release(depth_weight(levels))
@@ -297,6 +317,16 @@ class Backfill:
             return self._next_delay(task, self._pace.longest_delay)
         self._telemetry.snapshot_taken(stream, event.last_id)
         return None
+
+    def _snapshot_must_wait(self, task: Snapshot, weight: int) -> float:
+        """Reserve the weight, or return how long to wait; depth passes meanwhile if that is long."""
+        if (wait := self._outage.remaining()) > 0:
+            self._continuity.abandon_snapshot(task.stream, f"rest_{Unreachable.reason}")
+            return wait
+        wait = self._rest.budget.reserve(weight)
+        if wait > self._time_left(task):
+            self._continuity.abandon_snapshot(task.stream, f"rest_{Limited.reason}")
+        return wait
 
     def _no_snapshot(self, task: Snapshot, error: RestError) -> float | None:
         if isinstance(error, Closed):

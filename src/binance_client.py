@@ -14,7 +14,7 @@ from websocket import WebSocketException
 
 from src.backoff import Backoff
 from src.deadline import Deadline
-from src.subscriptions import Outcome, Subscriptions
+from src.subscriptions import NOTHING, Outcome, Subscriptions
 from src.websocket_wire import ConnectionLost, FrameReader, NotOpened, WentSilent, Woken
 
 if TYPE_CHECKING:
@@ -246,7 +246,8 @@ class BinanceConnection:
         while True:
             if (request := subscriptions.due(now)) is not None:
                 reader.request(request, now + self._settings.timeout_seconds)
-            self._tell(subscriptions.overdue(now))
+            if (outcome := subscriptions.overdue(now)) is not NOTHING:
+                self._tell(outcome)
             try:
                 frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at(), now + _LOOK_SECONDS))
             except TimeoutError:

@@ -91,6 +91,7 @@ STATE = {
     "in_flight_bytes_limit": "bound on these bytes",
     "spool_bytes": "bytes of the events on disk",
     "spool_bytes_limit": "bound on these bytes",
+    "spool_room_bytes": "bytes that the spool still takes: to its bound, or to the floor of free disk space",
 }
 """Gauges of the service as a whole; `/status` shows them under the same names."""
 TIMES = {

@@ -110,6 +110,11 @@ class Delivery:
         """Whether the drainer runs."""
         return self._drainer.alive
 
+    @property
+    def close_seconds(self) -> float:
+        """What `close` may need of the shutdown's time."""
+        return self._sink.FORCE_SECONDS
+
     def accept(self, events: list[Event]) -> None:
         """Take a batch: hand it to the sink, or write it to disk."""
         with self._lock:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import socket
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -30,6 +31,10 @@ REQUEST_SECONDS = 5.0
 LINE_BYTES = 8 * 1024
 HEAD_BYTES = 16 * 1024
 _STOP_SECONDS = 1.0
+_REST = 9.0
+"""For each moment of CPU spent on an answer so many without: whoever asks without a pause costs the threads that
+move events a tenth of their time at most."""
+_MOST_REST_SECONDS = 0.05
 _BACKLOG = 128  # accepted at once; well below AT_ONCE, or a burst would close what came with it, unanswered
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (\S+) HTTP/1\.([01])\r?\n")
 
@@ -57,6 +62,8 @@ class Endpoints:
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # oldest first; the loop's own
+        self._turns = {path: asyncio.Lock() for path in ("", *self._routes)}
+        """By path, so that many who ask for what takes work do not keep a probe waiting."""
         self._worker = Worker("monitoring-http", self._run, on_exit)
         self.port: int = self._listener.getsockname()[1]
         """The port that is listened on."""
@@ -107,17 +114,14 @@ class Endpoints:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether another may follow on this connection."""
-        await asyncio.sleep(0)  # whoever sends many requests at once takes turns with the others
         async with asyncio.timeout(REQUEST_SECONDS):
             try:
                 request = await _read_request(reader)
-                if request is None:
-                    return False
-                answer = self._routed(request)
             except _RefusedError as refusal:
-                request = _Request("GET", "", keep_alive=False)
-                answer = _json({"error": refusal.status.phrase.lower()}, refusal.status)
-            writer.write(_encode(request, answer))
+                request = _Request("GET", "", keep_alive=False, refused=refusal.status)
+            if request is None:
+                return False
+            await self._take_turn(request, writer)
             await writer.drain()
             if request.keep_alive:
                 return True
@@ -127,7 +131,18 @@ class Endpoints:
                 pass
             return False
 
+    async def _take_turn(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+        """Answer when those who asked for the same before have theirs; leave the other threads their time."""
+        async with self._turns[request.path if request.path in self._routes else ""]:
+            if writer.is_closing():
+                return
+            began = time.thread_time()
+            writer.write(_encode(request, self._routed(request)))
+            await asyncio.sleep(min(_REST * (time.thread_time() - began), _MOST_REST_SECONDS))
+
     def _routed(self, request: _Request) -> _Answer:
+        if request.refused:
+            return _json({"error": request.refused.phrase.lower()}, request.refused)
         if request.method not in METHODS:
             allowed = {"error": "method not allowed", "methods": METHODS}
             return _json(allowed, HTTPStatus.METHOD_NOT_ALLOWED)
@@ -145,6 +160,7 @@ class _Request(NamedTuple):
     method: str
     path: str
     keep_alive: bool
+    refused: HTTPStatus | None = None
 
 
 class _Answer(NamedTuple):
@@ -190,7 +206,23 @@ def _routes(view: View) -> _Routes:
     def status() -> _Answer:
         return _json(state(), HTTPStatus.OK)
 
-    return {"/metrics": metrics, "/health": health, "/ready": ready, "/status": status}
+    return {"/metrics": _kept(metrics), "/health": health, "/ready": ready, "/status": _kept(status)}
+
+
+def _kept(make: Callable[[], _Answer]) -> Callable[[], _Answer]:
+    """Return what makes an answer only as often as its cost allows, and gives the last one in between."""
+    last: _Answer | None = None
+    due_at = 0.0
+
+    def answer() -> _Answer:
+        nonlocal last, due_at
+        if last is None or time.monotonic() >= due_at:
+            began = time.thread_time()
+            last = make()
+            due_at = time.monotonic() + _REST * (time.thread_time() - began)
+        return last
+
+    return answer
 
 
 def _now() -> str:

@@ -39,7 +39,7 @@ class Fill(_Step):
         self.admitted = False
         """Whether it was seen whether it can be filled in time."""
         self.promised = 0
-        """The weight of what it asks for while live events wait."""
+        """The weight of what it is still to ask for, as it looked at the beginning."""
         self.lagging_since: float | None = None
         self.tries = tries
         """By ids that the exchange seems to have skipped: how often they were asked for."""
@@ -165,10 +165,6 @@ class FillQueue:
         self._steps[task.symbol] = step
         self._number += 1
         heapq.heappush(self._ready, (task.rank, step, self._number, task))
-
-
-def _urgent(task: Task) -> bool:
-    return task.awaited if isinstance(task, Fill) else True
 
 
 def _awaited(task: Task) -> bool:

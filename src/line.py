@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from src.binance_client import GOODBYE_SECONDS, BinanceConnection
-from src.rotation import Overlap, bound_of, due
+from src.rotation import AGE, SHUTDOWN, WINDOW, Overlap, bound_of, due
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from src.events import Decoded, EventDecoder
     from src.telemetry import Telemetry
 
-SHUTDOWN, AGE, SILENCE = "server_shutdown", "age", "silence"
-
 
 class Ledger(Protocol):
     """Who writes down what becomes of the connections; no method waits."""
@@ -27,7 +25,6 @@ class Ledger(Protocol):
     def connection_opened(self, connection: int, streams: int) -> None: ...  # noqa: D102
     def connection_closed(self, connection: int, code: int | None, reason: str, cause: str) -> None: ...  # noqa: D102
     def connection_rotated(self, old: int, new: int, cause: str) -> None: ...  # noqa: D102
-    def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None: ...  # noqa: D102
 
 
 class Parts(NamedTuple):
@@ -168,8 +165,9 @@ class Line:
 
     @property
     def failures_in_a_row(self) -> int:
-        """How often connecting has failed in a row, of the slot that has it worst."""
-        return max(slot.connection.failures_in_a_row for slot in self._slots)
+        """How often connecting has failed in a row, of the slot that has it best: the line ends with that one."""
+        wanted = [slot.connection for slot in self._slots if slot.connection.wanted]
+        return min((connection.failures_in_a_row for connection in wanted), default=0)
 
     @property
     def age(self) -> float:
@@ -206,7 +204,7 @@ class Line:
         for slot in self._slots:
             cause = self._cause_to_rotate(slot, now, second_of_day, may_rotate=may_rotate)
             if cause and self._begin(slot, cause, now):
-                return cause == AGE
+                return cause in {AGE, WINDOW}
         return False
 
     def _cause_to_rotate(self, slot: Slot, now: float, second_of_day: float, *, may_rotate: bool) -> str | None:
@@ -219,8 +217,9 @@ class Line:
         if wish := self._wishes.get(slot.number):
             return wish
         settings = self._settings
-        old = due(now - opened_at, settings.rotate_after_seconds, settings.window, second_of_day)
-        return AGE if old and may_rotate else None
+        if not may_rotate:
+            return None
+        return due(now - opened_at, settings.rotate_after_seconds, settings.window, second_of_day)
 
     def _begin(self, slot: Slot, cause: str, now: float) -> bool:
         other = self._slots[1 - slot.number]

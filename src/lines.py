@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from config.streams import stream_symbol
 from src.binance_client import MAX_STREAMS
-from src.line import SILENCE, Line
+from src.line import Line
+from src.rotation import SILENCE
 from src.silence import Silence
 from src.worker import Worker
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from src.line import Parts
 
 TICK_SECONDS = 0.2
-_LOOK_SECONDS = 1.0  # between two looks at the pace of the streams
+_LOOK_SECONDS = 1.0  # between two looks at the pace of the streams,
+_LOOK_STREAMS = 2_000  # and so much more for each so many: a look takes 2 us a stream
 _DAY = 86_400
 
 
@@ -131,10 +133,11 @@ class Lines:
                 if line.tick(now, second_of_day, may_rotate=may_rotate):
                     self._rotated_at = now
             if now >= self._look_at:
-                self._look_at = now + _LOOK_SECONDS
-                self._see_to_silence(traffic(), now)
+                streams = self._see_to_silence(traffic(), now)
+                self._look_at = now + max(_LOOK_SECONDS, streams / _LOOK_STREAMS)
 
-    def _see_to_silence(self, traffic: dict[str, int], now: float) -> None:
+    def _see_to_silence(self, traffic: dict[str, int], now: float) -> int:
+        """Act on streams that have fallen silent; return how many are watched."""
         settled = {stream: line for line in self._lines if line.settled for stream in line.streams}
         fallen = self._silence.look(traffic, settled.keys(), now)
         for line, streams in _by_line(fallen.silent, settled):
@@ -143,6 +146,7 @@ class Lines:
         for line, streams in _by_line(fallen.unhelped, settled):
             self._parts.telemetry.streams_silent(line.number, streams, "rotate")
             line.wish(SILENCE)
+        return len(settled)
 
     def _apply(self, added: list[str], removed: list[str], home: dict[str, Line]) -> None:
         changes: dict[Line, tuple[list[str], list[str]]] = {line: ([], []) for line in self._lines}

@@ -104,8 +104,9 @@ class Pipeline:
         self._publisher.join(deadline.remaining())
         self._resume.close(deadline.remaining(at_most=0.5))
         self._delivery.finish(deadline)
-        self._checkpoints.close(deadline)
-        self._outbox.close(Deadline(deadline.remaining(at_most=_OUTBOX_SECONDS)))
+        spare = Deadline(max(0.0, deadline.remaining() - self._delivery.close_seconds))
+        self._checkpoints.close(spare)
+        self._outbox.close(Deadline(spare.remaining(at_most=_OUTBOX_SECONDS)))
         self._delivery.close(deadline)
         self._telemetry.left_behind()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from config.streams import KLINE_INTERVALS
 from src.binance_rest import AGGREGATES_WEIGHT, KLINES_WEIGHT, MOST_ROWS, TRADES_WEIGHT, Malformed
 from src.rest_events import (
     Origin,
@@ -33,6 +34,12 @@ _INTERVAL_MS = {
     "w": 7 * 86_400_000,
     "M": 28 * 86_400_000,
 }
+
+
+def refetchable(gap: Gap) -> bool:
+    """Whether REST has it: depth is not kept, and of a bar the stream has to tell the interval."""
+    known = gap.event_type != "kline" or bar_interval(gap.stream)[0] in KLINE_INTERVALS
+    return gap.event_type in WEIGHTS and known
 
 
 def answers_needed(gap: Gap, missing: list[Interval]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+AGE, WINDOW, SHUTDOWN, SILENCE = "age", "window", "server_shutdown", "silence"
+"""Why a connection is replaced."""
 LIFETIME = 86_400.0
 """Seconds after which the exchange ends a connection (Binance web-socket-streams.md)."""
 _DAY = 86_400
@@ -13,21 +15,22 @@ Window = tuple[int, int]
 """From and to, seconds of the day in UTC; it may go over midnight."""
 
 
-def due(age: float, rotate_after: float, window: Window | None, second_of_day: float) -> bool:
-    """Say whether a connection of this age is to be replaced now.
+def due(age: float, rotate_after: float, window: Window | None, second_of_day: float) -> str | None:
+    """Say why a connection of this age is to be replaced now, `age` or `window`; None when it is not.
 
     With a window its age alone decides only just before the exchange ends it, and in the window it is replaced
     when it would not live to see the next one: from the middle on, since a replacement lives 24 h too, so that
     each day's falls a little earlier than the day before's, and must not slip out of the window.
     """
     if window is None:
-        return age >= rotate_after
+        return AGE if age >= rotate_after else None
     limit = max(rotate_after, LIFETIME - _BEFORE_THE_END)
     if age >= limit:
-        return True
+        return AGE
     length = (window[1] - window[0]) % _DAY
     inside = (second_of_day - window[0]) % _DAY
-    return (length + _BEFORE_THE_END) / 2 < inside < length and limit - age < _DAY - inside
+    now = (length + _BEFORE_THE_END) / 2 < inside < length and limit - age < _DAY - inside
+    return WINDOW if now else None
 
 
 class Overlap:
@@ -58,4 +61,4 @@ class Overlap:
 
 def bound_of(cause: str, overlap_seconds: float) -> float:
     """Return how long an overlap may last: nobody knows how soon after its announcement a shutdown comes."""
-    return min(overlap_seconds, _SHUTDOWN_SECONDS) if cause == "server_shutdown" else overlap_seconds
+    return min(overlap_seconds, _SHUTDOWN_SECONDS) if cause == SHUTDOWN else overlap_seconds

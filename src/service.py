@@ -107,7 +107,12 @@ class Service:
             self._worker_ended,
         )
         self._listing = Listing(
-            settings.binance, rest.listed, self._read_streams, spool.folder, self._telemetry, self._worker_ended
+            settings.binance,
+            rest.listed,
+            self._read_streams,
+            settings.spool.path,
+            self._telemetry,
+            self._worker_ended,
         )
         self._endpoints = self._open_endpoints()
 
@@ -258,6 +263,7 @@ class Service:
             "in_flight_bytes_limit": in_flight.max_bytes,
             "spool_bytes": self._spool.bytes,
             "spool_bytes_limit": self._spool.max_bytes,
+            "spool_room_bytes": self._spool.room,
         }
         return self._telemetry.status() | self._pipeline.state() | self._listing.state() | state
 

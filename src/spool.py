@@ -31,6 +31,10 @@ _FREE_CHECK_SECONDS = 1.0
 _CLAIM_SECONDS = 3.0  # for a predecessor that is just stopping
 _REFUSING_SECONDS = 30.0
 _AT_ONCE = 500  # parameters of one statement
+_PAGES = 2  # bytes of pages that a byte of rows takes at most: one row of half a page and more fills it
+_CHECKED_BYTES = 512 * 1024**2
+"""Up to this size a file is checked in full. SQLite's check goes through it backwards, which a disk gives a page
+at a time unless it was just read: 170 s a gigabyte were seen. A larger file is only read through, row by row."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB);
@@ -77,25 +81,22 @@ class Spool:
 
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
-        self.folder: Path = config.path
-        """Where it lives; this process has it to itself."""
-        self._lock = threading.Lock()  # guards the connection, the counts, the cache of routes and _evicted
+        self._folder: Path = config.path
+        self._lock = threading.Lock()  # guards the connection, the counts, what is unused, routes and _evicted
         self._routes: dict[tuple[str, bytes | None, str], Route] = {}
         self._free_checked_at = -_FREE_CHECK_SECONDS
+        self._unused_bytes = 0  # of the file: what was deleted leaves room in it, which the disk does not see
         self._evicted: dict[str, tuple[int, int]] = {}
         """By topic: between these numbers nothing of it is left that `evict` has not taken."""
         self.damaged: Path | None = None
         self._refused_at = float("-inf")
-        self._claim = _claimed(self.folder)
+        self._claim = _claimed(self._folder)
+        self.count = self.bytes = self.last_seq = 0
         try:
             self._database = self._opened()
-            self.count, self.bytes, self.last_seq = self._database.execute(
-                f"SELECT COUNT(*), COALESCE(SUM(LENGTH(value) + {_ROW_OVERHEAD}), 0), COALESCE(MAX(seq), 0)"  # noqa: S608
-                " FROM events"
-            ).fetchone()
         except sqlite3.Error as error:
             os.close(self._claim)
-            raise SpoolUnusable(f"{self.folder / FILE}: {error}") from error
+            raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
 
     # Events
 
@@ -134,6 +135,16 @@ class Spool:
         return self._config.max_bytes
 
     @property
+    def room(self) -> int:
+        """Bytes that it still takes: to its own limit, or what the disk has above the floor, if that is less."""
+        try:
+            free = shutil.disk_usage(self._folder).free
+        except OSError:
+            return 0
+        on_disk = max(0, free - self._config.min_free_bytes) + self._unused_bytes
+        return max(0, min(self._config.max_bytes - self.bytes, on_disk))
+
+    @property
     def refusing(self) -> bool:
         """Whether something could not be written within the last half minute."""
         return time.monotonic() - self._refused_at < _REFUSING_SECONDS
@@ -146,7 +157,7 @@ class Spool:
             size = sum(_size(event) for event in new)
             if self.bytes + size > self._config.max_bytes:
                 raise SpoolFull(f"SPOOL_MAX_BYTES ({self._config.max_bytes}) is reached")
-            self._check_free_space()
+            self._check_free_space(size)
             rows = [
                 (each.seq, each.route.topic, each.route.key, each.route.event_type, each.timestamp_ms, each.value)
                 for each in new
@@ -249,7 +260,7 @@ class Spool:
     # The file
 
     def _opened(self) -> sqlite3.Connection:
-        path = self.folder / FILE
+        path = self._folder / FILE
         try:
             return self._connected(path)
         except sqlite3.DatabaseError as error:
@@ -264,7 +275,13 @@ class Spool:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute(f"PRAGMA synchronous = {self._config.fsync}")
             database.executescript(_SCHEMA)
-            check(database)
+            self.count, self.bytes, self.last_seq = database.execute(
+                f"SELECT COUNT(*), COALESCE(SUM(LENGTH(value) + {_ROW_OVERHEAD}), 0), COALESCE(MAX(seq), 0)"  # noqa: S608
+                " FROM events"
+            ).fetchone()
+            if path.stat().st_size <= _CHECKED_BYTES:
+                check(database)
+            self._unused_bytes = _unused_bytes(database)
         except BaseException:
             database.close()
             raise
@@ -276,7 +293,9 @@ class Spool:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                unused_bytes = _unused_bytes(self._database)
                 self._database.execute("COMMIT")
+                self._unused_bytes = unused_bytes
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
@@ -300,12 +319,13 @@ class Spool:
         self.count -= len(deleted)
         self.bytes -= sum(deleted)
 
-    def _check_free_space(self) -> None:
+    def _check_free_space(self, size: int) -> None:
+        """Raise `SpoolFull` below the floor, unless there is room within the file: it then need not grow."""
         now = time.monotonic()
-        if now - self._free_checked_at < _FREE_CHECK_SECONDS:
+        if now - self._free_checked_at < _FREE_CHECK_SECONDS or _PAGES * size < self._unused_bytes:
             return
         with _translated():
-            free = shutil.disk_usage(self.folder).free
+            free = shutil.disk_usage(self._folder).free
         if free < self._config.min_free_bytes:
             raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
         self._free_checked_at = now
@@ -326,6 +346,13 @@ def check(database: sqlite3.Connection) -> None:
     ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
+
+
+def _unused_bytes(database: sqlite3.Connection) -> int:
+    """Return what the file holds of empty pages; SQLite fills these before the file grows."""
+    (pages,) = database.execute("PRAGMA freelist_count").fetchone()
+    (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
+    return int(pages * page_bytes)
 
 
 def _size(event: Event) -> int:

@@ -54,6 +54,9 @@ class Outcome(NamedTuple):
     """Asked for twice without an answer and, as far as could be found out, not subscribed; said once each."""
 
 
+NOTHING = Outcome()
+
+
 class _Request(NamedTuple):
     method: str
     streams: tuple[str, ...] = ()
@@ -126,6 +129,8 @@ class Subscriptions:
 
     def next_at(self) -> float:
         """Return when `due` or `overdue` will have something, on the clock that they are asked with."""
+        if not (self._unsent or self._later or self._unanswered):
+            return float("inf")
         send_at = self._send_at if self._unsent else float("inf")
         later = (max(at, self._send_at) for at, _ in self._later)
         return min([send_at, *later, *(overdue_at for overdue_at, _ in self._unanswered.values())])
@@ -134,7 +139,7 @@ class Subscriptions:
         """Take note of an answer; say what it means for which streams."""
         _, request = self._unanswered.pop(reply.id, (0.0, None)) if isinstance(reply.id, int) else (0.0, None)
         if request is None:
-            return Outcome()
+            return NOTHING
         if reply.error is not None:
             self._try_later(request, now)
             return Outcome(refused=request.streams)
@@ -145,10 +150,12 @@ class Subscriptions:
             self._failures.pop(stream, None)
         if request.method == SUBSCRIBE:
             return Outcome(subscribed=request.streams)
-        return Outcome() if request.anew else Outcome(unsubscribed=request.streams)
+        return NOTHING if request.anew else Outcome(unsubscribed=request.streams)
 
     def overdue(self, now: float) -> Outcome:
         """Look after requests that were not answered in time; say which streams are to be given up for now."""
+        if not self._unanswered:
+            return NOTHING
         late = [key for key, (overdue_at, _) in self._unanswered.items() if now >= overdue_at]
         given_up: tuple[str, ...] = ()
         for request in [self._unanswered.pop(key)[1] for key in late]:
@@ -162,7 +169,7 @@ class Subscriptions:
             elif not request.anew:
                 self._doubtful.update(dict.fromkeys(request.streams))
                 self._check()
-        return Outcome(unconfirmed=self._unnamed(given_up))
+        return Outcome(unconfirmed=self._unnamed(given_up)) if given_up else NOTHING
 
     def _next(self, now: float) -> _Request | None:
         if self._unsent:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from src.events import Decoded, Event
     from src.holes import Gap
 
+_NAMED = 100  # streams in one log line
 _CONNECTION_REASONS = {
     "WentSilent": "silent",
     "ConnectionLost": "closed",
@@ -430,8 +431,9 @@ class Telemetry:
         self._log.info("unsubscription_confirmed", connection=connection, slot=slot, streams=streams)
 
     def streams_changed(self, added: Sequence[str], removed: Sequence[str]) -> None:
-        """Log which streams are read from here on, and which no more."""
-        self._log.info("streams_changed", added=list(added), removed=list(removed))
+        """Log how many streams are read from here on, and how many no more, with the first of their names."""
+        counts = {"streams_added": len(added), "streams_removed": len(removed)}
+        self._log.info("streams_changed", **counts, added=list(added[:_NAMED]), removed=list(removed[:_NAMED]))
 
     def listing_read(self, symbols: int, trading: int) -> None:
         """Log that the exchange has said what it lists."""
@@ -468,7 +470,13 @@ class Telemetry:
     def streams_silent(self, connection: int, streams: Sequence[str], remedy: str) -> None:
         """Log streams that bring nothing although they used to, and what is done about it."""
         self._count("streams_fallen_silent", len(streams) if remedy == "resubscribe" else 0)
-        self._log.warning("streams_silent", connection=connection, streams=list(streams), remedy=remedy)
+        self._log.warning(
+            "streams_silent",
+            connection=connection,
+            streams=list(streams[:_NAMED]),
+            count=len(streams),
+            remedy=remedy,
+        )
 
     def rotation_started(self, connection: int, cause: str) -> None:
         """Log that a connection is going to be replaced; data flows meanwhile."""

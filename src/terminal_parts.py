@@ -121,9 +121,9 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> fl
 
 
 def _first(found: Sequence[Any], rows: int, table: Table, *, unit: str) -> Sequence[Any]:
-    """Return as many as there is room for; the table's end says how many are left out."""
-    if len(found) <= rows:
-        return found
+    """Return as many as there is room for; the table's end says how many are left out, where it has two lines."""
+    if len(found) <= rows or rows == 1:
+        return found[:rows]
     kept = max(0, rows - 1)
     table.caption = Text(f"and {len(found) - kept} more {unit}", style="dim", no_wrap=True)
     table.caption_justify = "left"

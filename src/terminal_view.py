@@ -34,6 +34,7 @@ _SIDE_BY_SIDE = 72
 _TALL = 24
 _FRAME = 2  # lines or columns that a panel adds
 _HEAD = 1  # line of a table's column names
+_SILENT_SECONDS = 5.0  # without an acknowledgement; `/ready` answers 503 from then on
 
 
 class Screen:
@@ -158,6 +159,10 @@ class Screen:
         text = Text()
         for name, key in {"exchange": "connected", "Kafka": "kafka_connected"}.items():
             up = bool(self._status.get(key))
+            silent = self._status.get("kafka_stalled_seconds", 0) if name == "Kafka" else 0
+            if up and silent > _SILENT_SECONDS:
+                text.append(f"{name} SILENT {duration(silent)}  ", style="bold red")
+                continue
             text.append(f"{name} {'up' if up else 'DOWN'}  ", style="green" if up else "bold red")
         if self._status.get("spooling"):
             text.append("by disk", style="bold yellow")
@@ -204,8 +209,8 @@ class Screen:
         if spooled or not brief:
             table.add_row("spool", size(spooled), f"of {size(limit)}")
         if not brief:
-            totals = f"received, {self._total('kafka_produced')} produced, {size(self._status['bytes_sent'])}"
-            table.add_row("in all", self._total("messages_received"), totals)
+            table.add_row("in all", self._total("messages_received"), "received")
+            table.add_row("", self._total("kafka_produced"), f"produced, {size(self._status['bytes_sent'])}")
         return table
 
     # Values

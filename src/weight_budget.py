@@ -40,7 +40,9 @@ class WeightBudget:
         self._sum = 0
         """Of the weights in `_spent`."""
         self._used_by_all = 0
-        self._told_at = -_WINDOW
+        self._told_at = now() - _WINDOW
+        self._since_told = 0
+        """Of our own, answered since without a word about it."""
         self._paused_until = 0.0
         self._closed = False
 
@@ -82,8 +84,9 @@ class WeightBudget:
             self._under_way -= weight
             self._spent.append((now, weight))
             self._sum += weight
+            self._since_told += weight
             if used is not None:
-                self._used_by_all, self._told_at = used, now
+                self._used_by_all, self._told_at, self._since_told = used, now, 0
             self._changed.notify_all()
 
     def pause(self, seconds: float) -> None:
@@ -135,5 +138,5 @@ class WeightBudget:
         left = self._told_at + _WINDOW - now
         if left <= 0:
             return 0.0
-        since = sum(amount for spent_at, amount in self._spent if spent_at > self._told_at) + self._under_way
-        return left if self._used_by_all + since + weight > self._limit * _HEADROOM else 0.0
+        used = self._used_by_all + self._since_told + self._under_way
+        return left if used + weight > self._limit * _HEADROOM else 0.0

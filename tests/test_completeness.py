@@ -31,10 +31,13 @@ from tests.test_kafka_producer import Rig, wait_until
 from tests.test_ledger import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sandbox.brokers import Broker
+    from sandbox.exchange import Exchange
     from src.outbox import Note
+    from tests.broker_fixtures import Topics
+    from tests.service_fixtures import StartService
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
@@ -287,6 +290,40 @@ def test_the_report_comes_from_kafka_alone(broker: Broker, tmp_path: Path) -> No
     told = json.loads(bad.out)
     assert (told["complete"], told["verdict"], told["records"]) == (False, "4 ids missing in 1 hole", 303)
     assert told["streams"][0]["missing_ids"] == [[30_001, 30_004]]
+
+
+@pytest.mark.kafka
+def test_the_ledger_of_a_running_service_tells_of_a_cut_and_that_nothing_is_missing(
+    exchange_factory: Callable[..., Exchange], topics: Topics, start_service: StartService
+) -> None:
+    exchange = exchange_factory(rate=300, symbols=("BTCUSDT", "ETHUSDT"))
+    service = start_service(
+        exchange.ws_url,
+        topics,
+        BINANCE_SYMBOLS="BTCUSDT,ETHUSDT",
+        BACKFILL_ENABLED="true",
+        CONNECTION_RECONNECT_INTERVAL="0.3",
+        CONNECTION_BATCH_TIMEOUT_SECONDS="0.3",
+    )
+    service.ready()
+    service.wait_for(lambda: service.status()["kafka_produced"] > 200, "200 delivered")
+    exchange.cut()
+    service.wait_for(lambda: service.status()["gaps_filled"] >= 4, "all filled", within=30)
+    service.wait_for(lambda: service.status()["snapshots_taken"] >= 4, "snapshots taken", within=30)
+    service.wait_for(lambda: not service.status()["gaps_open"], "no gap open", within=30)
+    assert service.stop() == 0
+    ran = run(topics.bootstrap_servers, topics.gaps, "--json")
+    told = json.loads(ran.out)
+    assert (ran.exit_code, told["complete"]) == (0, True), told
+    trades = [stream for stream in told["streams"] if stream["stream"].lower().endswith("trade")]
+    assert len(trades) == 4
+    for stream in trades:
+        assert stream["gaps"] >= 1
+        assert stream["expected"] == stream["received"] + stream["backfilled"] > 0
+        assert stream["backfilled"] > 0
+        assert stream["missing"] == stream["unexplained"] == stream["untold"] == 0
+    (connection,) = [each for each in told["connections"] if each["opened"]]
+    assert (connection["opened"], sum(each["times"] for each in connection["closed"])) == (2, 2)
 
 
 @pytest.mark.kafka

@@ -123,8 +123,13 @@ def test_every_variable_of_our_own_services_is_a_setting(services: Services, ove
 def test_what_the_stack_decides_wins_over_the_users_env_file(services: Services) -> None:
     for name in OWN:
         assert services[name]["env_file"] == [{"path": ".env", "required": False}]
-        assert {"KAFKA_BOOTSTRAP_SERVERS", "KAFKA_SECURITY_PROTOCOL"} <= set(services[name]["environment"])
-    assert {"MONITORING_HOST", "MONITORING_PORT", "SHUTDOWN_TIMEOUT_SECONDS"} <= set(
+        assert {"KAFKA_BOOTSTRAP_SERVERS", "KAFKA_SECURITY_PROTOCOL", "KAFKA_REPLICATION_FACTOR"} <= set(
+            services[name]["environment"]
+        )
+        files = {name for name in known_variables() if name.startswith("KAFKA_S") and name.endswith("FILE")}
+        assert {value for name, value in services[name]["environment"].items() if name in files} == {""}
+        assert files <= set(services[name]["environment"])
+    assert {"MONITORING_HOST", "MONITORING_PORT", "SHUTDOWN_TIMEOUT_SECONDS", "SPOOL_PATH"} <= set(
         services["ingestion"]["environment"]
     )
 
@@ -210,6 +215,11 @@ def test_our_own_containers_can_write_nothing_but_their_data(services: Services)
     assert 'VOLUME ["/app/data"]' in (ROOT / "Dockerfile").read_text()
 
 
+def test_the_spool_is_in_a_volume_that_outlives_the_container(services: Services) -> None:
+    [(_, folder)] = [volume.split(":") for volume in services["ingestion"]["volumes"]]
+    assert Path(services["ingestion"]["environment"]["SPOOL_PATH"]).is_relative_to(folder)
+
+
 def test_every_volume_is_declared_and_every_mounted_file_exists(services: Services) -> None:
     sources = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])]
     named = {source for source in sources if not source.startswith("./")}
@@ -287,11 +297,17 @@ def test_composes_own_code_reads_both_files() -> None:
 def test_the_stack_stands_over_a_users_env_file_and_the_rest_of_it_is_obeyed(tmp_path: Path) -> None:
     shutil.copy(BASE, tmp_path)
     example = (ROOT / ".env.example").read_text()
-    (tmp_path / ".env").write_text(f"{example}\nBINANCE_SYMBOLS=DOGEUSDT\nMONITORING_PORT=9999\n")
+    (tmp_path / ".env").write_text(
+        f"{example}\nBINANCE_SYMBOLS=DOGEUSDT\nMONITORING_PORT=9999\nSPOOL_PATH=/srv/spool\n"
+        "KAFKA_REPLICATION_FACTOR=3\nKAFKA_SASL_PASSWORD_FILE=/etc/kafka/password\n"
+    )
     environment = environment_of(merged_compose(tmp_path / BASE.name)["services"]["ingestion"])
     assert environment["KAFKA_BOOTSTRAP_SERVERS"] == "kafka:29092"
     assert environment["MONITORING_PORT"] == "8000"
     assert environment["MONITORING_HOST"] == "0.0.0.0"
+    assert environment["SPOOL_PATH"] == "/app/data/spool"
+    assert environment["KAFKA_REPLICATION_FACTOR"] == "1"
+    assert environment["KAFKA_SASL_PASSWORD_FILE"] == ""
     assert environment["BINANCE_SYMBOLS"] == "DOGEUSDT"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from config.settings import ServiceConfig, known_variables
+from config.settings import ServiceConfig, SpoolConfig, known_variables
 from sandbox.brokers import EmbeddedBroker, free_port
 from sandbox.exchange import Exchange, Settings
 from sandbox.image.container import Container
@@ -79,6 +79,13 @@ def test_every_variable_and_port_that_the_image_sets_is_a_setting() -> None:
     port = section.model_fields[field].default
     assert instructions("EXPOSE") == [str(port)]
     assert f"or {port})" in instructions("HEALTHCHECK")[0]
+
+
+def test_the_spool_is_in_the_volume_and_belongs_to_the_user() -> None:
+    [volume] = json.loads(instructions("VOLUME")[0])
+    spool = Path(instructions("WORKDIR")[-1]) / SpoolConfig.model_fields["path"].default
+    assert spool.is_relative_to(volume)
+    assert f"chown {instructions('USER')[-1]} {Path(volume).name}" in instructions("RUN")[-1]
 
 
 def test_everything_that_is_copied_exists_and_is_let_through() -> None:
@@ -160,6 +167,28 @@ def test_a_container_becomes_healthy_delivers_and_ends_with_0_on_its_stop_signal
 
 
 @image
+def test_what_a_container_left_in_its_volume_is_delivered_by_the_next(
+    environment: dict[str, str], topics: Topics, tmp_path: Path
+) -> None:
+    nobody = {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}
+    with Container(IMAGE, environment | nobody, volumes=tmp_path) as container:
+        eventually(container.healthy, within=30)
+        eventually(lambda: get(environment, "/status")[1]["messages_spooled"] > 500, within=30)
+        assert get(environment, "/ready")[1]["reasons"] == ["not connected to Kafka"]
+        assert container.stop(ServiceConfig().shutdown_timeout_seconds) == 1
+        left = logged(container)[-2]["messages_spooled"]
+    assert left > 500
+    with Container(IMAGE, environment, volumes=tmp_path) as container:
+        eventually(container.healthy, within=30)
+        eventually(lambda: get(environment, "/status")[1]["messages_spooled"] == 0, within=30)
+        assert container.stop(ServiceConfig().shutdown_timeout_seconds) == 0
+        metrics = logged(container)[-2]
+    assert metrics["messages_recovered"] == left
+    assert metrics["kafka_produced"] == left + metrics["messages_received"]
+    assert len(read_all(topics.bootstrap_servers, *topics.names)) == metrics["kafka_produced"]
+
+
+@image
 def test_it_is_process_1_has_no_privilege_and_can_write_only_its_data(environment: dict[str, str]) -> None:
     with Container(IMAGE, environment) as container:
         eventually(container.healthy, within=30)
@@ -210,6 +239,7 @@ def test_a_wrong_setting_ends_the_container_with_2(environment: dict[str, str]) 
         ["python", "setup_kafka.py", "--wait", "20"],
         ["python", "consumer_example.py", "--help"],
         ["python", "monitoring.py", "--help"],
+        ["python", "dead_letters.py", "list"],
     ],
 )
 def test_the_other_programs_run_in_the_image_too(environment: dict[str, str], command: list[str]) -> None:

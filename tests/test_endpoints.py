@@ -54,6 +54,8 @@ class Served:
         self.reasons: list[str] = []
         self.alive = True
         self.broken = False
+        self.seconds = 0.0  # of CPU that a status takes
+        self.asked = 0
         self.ended: list[Worker] = []
         self.host = host
         view = View(self.status, lambda: self.reasons, lambda: self.alive)
@@ -62,6 +64,10 @@ class Served:
 
     def status(self) -> dict[str, Any]:
         assert not self.broken
+        self.asked += 1
+        until = time.thread_time() + self.seconds
+        while time.thread_time() < until:
+            pass
         return self.telemetry.status() | {"version": "1.0.0", "streams": 20, "kafka_connected": True}
 
     def connect(self) -> socket.socket:
@@ -296,6 +302,17 @@ def test_the_equation_holds_in_a_thousand_consecutive_readings_under_load(
     assert sum(came) == sum(gauges) + sum(counters)
 
 
+def test_an_answer_that_takes_work_is_made_only_as_often_as_its_cost_allows(served: Served) -> None:
+    served.seconds = 0.2
+    request = b"GET /status HTTP/1.1\r\n\r\n"
+    began = time.monotonic()
+    assert served.send(request * 50).count(b"messages_received") == 50
+    served.telemetry.recovered(1)
+    while json.loads(served.ask("/status")[1])["messages_recovered"] == 0:
+        assert time.monotonic() - began < 20.0
+    assert 2 <= served.asked <= 1 + (time.monotonic() - began) / (served.seconds * endpoints._REST)
+
+
 def test_connections_are_kept_for_further_requests_also_when_these_come_at_once(served: Served) -> None:
     request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     assert served.send(request * 50).count(b'{"alive": true}') == 50
@@ -382,14 +399,26 @@ def test_a_client_that_never_reads_is_cut_off_and_holds_nobody_up(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoints, "REQUEST_SECONDS", 0.5)
-    with served.connect() as client:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(2.0)
+        client.connect((served.host, served.port))
         began = time.monotonic()
         with contextlib.suppress(TimeoutError, ConnectionError):
-            while time.monotonic() - began < 5.0:
+            while time.monotonic() - began < 20.0:
                 client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 20)
                 assert served.answers_health_within(2.0)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
+
+
+def test_clients_that_ask_for_much_without_a_pause_do_not_keep_a_probe_waiting(served: Served) -> None:
+    served.seconds = 0.05
+    with ExitStack() as stack:
+        for _ in range(200):
+            client = stack.enter_context(served.connect())
+            _send_quietly(client, b"GET /metrics HTTP/1.1\r\n\r\n" * 100)
+        for _ in range(5):
+            assert served.answers_health_within(1.0)
 
 
 def test_stop_frees_the_port_at_once_with_connections_open(served: Served) -> None:

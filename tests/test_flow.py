@@ -101,6 +101,16 @@ def test_an_event_without_a_time_of_its_own_has_no_latency_from_the_exchange() -
     assert counted == {"exchange_to_read": 0, "read_to_flush": 1, "flush_to_ack": 1, "exchange_to_ack": 0}
 
 
+def test_an_event_fetched_later_has_no_latency_from_the_exchange() -> None:
+    moved = Flow()
+    (event,) = decoded(trade(event_ms=READ_MS - 3_600_000))
+    event.value = event.value.replace(b"binance_websocket", b"binance_rest_backfill")
+    moved.flushed([event], READ_MS + 3)
+    moved.acknowledged([event], READ_MS + 9)
+    counted = {leg: sum(histogram["counts"]) for leg, histogram in moved.read().latency.items()}
+    assert counted == {"exchange_to_read": 0, "read_to_flush": 1, "flush_to_ack": 1, "exchange_to_ack": 0}
+
+
 def test_an_event_that_could_not_be_enriched_is_counted_and_disturbs_nothing() -> None:
     moved = Flow()
     events = decoded(b'{"stream":"btcusdt@trade","data":{"e":17}}')

@@ -18,7 +18,14 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from config.settings import BinanceConfig, MonitoringConfig, ServiceConfig, known_variables, load_settings
+from config.settings import (
+    BinanceConfig,
+    MonitoringConfig,
+    ServiceConfig,
+    SpoolConfig,
+    known_variables,
+    load_settings,
+)
 from sandbox.image.reference import built_kustomization, service_monitor_schema
 from src.endpoints import View, _routes
 
@@ -156,6 +163,31 @@ def test_the_data_folder_of_the_image_is_kept(stateful_set: dict[str, Any], cont
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     [claim] = stateful_set["volumeClaimTemplates"]
     assert f'VOLUME ["{mounts[claim["metadata"]["name"]]}"]' in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_volume_holds_the_spool_and_its_bounds(
+    stateful_set: dict[str, Any], container: dict[str, Any]
+) -> None:
+    [data] = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "data"]
+    [workdir] = set(re.findall(r"^WORKDIR (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    spool = SpoolConfig(
+        **{
+            name.removeprefix("SPOOL_").lower(): value
+            for name, value in variables("settings").items()
+            if name.startswith("SPOOL_")
+        }
+    )
+    assert (Path(workdir) / spool.path).is_relative_to(data)
+    [claim] = stateful_set["volumeClaimTemplates"]
+    size = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 1024**3
+    assert size >= 1.5 * spool.max_bytes + spool.min_free_bytes
+
+
+def test_the_service_has_ten_minutes_to_read_a_large_spool_before_it_must_answer(
+    container: dict[str, Any],
+) -> None:
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
 
 
 def test_there_is_one_replica_until_the_service_knows_shards(

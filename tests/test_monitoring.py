@@ -18,6 +18,7 @@ import termios
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ import monitoring
 from src.flow import BOUNDS_MS
 from src.telemetry import Telemetry
 from src.terminal_history import WINDOW_SECONDS, History, UnreachableError, fetch
-from src.terminal_parts import duration, quantile
+from src.terminal_parts import duration, quantile, symbol_table
 from src.terminal_view import Screen
 from tests.exchange_fixtures import eventually
 from tests.test_endpoints import serving
@@ -83,6 +84,30 @@ def test_the_first_reading_has_totals_and_no_rate_yet() -> None:
     text = drawn(history_of(reading(1234)))
     assert re.search(r"received\s+-", text)
     assert re.search(r"in all\s+1,234 received", text)
+
+
+def test_a_kafka_that_is_connected_and_says_nothing_is_not_shown_as_well() -> None:
+    assert "exchange up  Kafka SILENT 10.0 s" in drawn(
+        history_of(reading(1, kafka_stalled_seconds=10.0)), width=40
+    )
+    assert "exchange up  Kafka up" in drawn(history_of(reading(1, kafka_stalled_seconds=1.0)))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_totals_of_a_month_are_not_cut_off(width: int) -> None:
+    month = {"kafka_produced": 12_345_678_901, "bytes_sent": 3_456_789_012_345}
+    text = drawn(history_of(reading(12_345_678_901, **month)), width=width)
+    assert re.search(r"in all\s+12,345,678,901 received", text)
+    assert re.search(r"12,345,678,901 produced, 3\.5 TB", text)
+
+
+def test_a_single_line_for_symbols_shows_the_busiest() -> None:
+    table = symbol_table(history_of(flowing(3)), datetime(2026, 1, 1, 1, 2, 3, tzinfo=UTC), 1, ascii_only=False)
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    assert "BTCUSDT" in console.file.getvalue() or "ETHUSDT" in console.file.getvalue()
+    assert "more symbols" not in console.file.getvalue()
 
 
 def test_a_restart_is_said_and_gives_no_negative_rate() -> None:

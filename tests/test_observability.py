@@ -138,6 +138,7 @@ def healthy(exchange_process: Any, topics: Topics, start_service: StartService) 
         BINANCE_SYMBOLS=symbols,
         BINANCE_STREAM_TYPES=STREAM_TYPES,
         CONNECTION_BATCH_TIMEOUT_SECONDS="0.5",
+        SPOOL_MAX_BYTES="100000000",  # a healthy service has a disk with that much room
     )
     service.ready()
     return service
@@ -243,6 +244,21 @@ def test_the_catalogue_lists_every_metric_of_a_running_service_and_no_other(heal
     # This one has no sample until something is lost, so its label cannot be seen here.
     served[f"{PREFIX}kafka_failed_by_reason_total"] = ("counter", "`reason`", "events that Kafka did not take")
     assert catalogue() == served
+
+
+SHOWN_OTHERWISE = {
+    "connection_failures_total": "connection_failures_by_reason_total",
+    "connected": "connections_open",
+    "kafka_failed_by_reason_total": "kafka_failed_total",
+    "last_message_timestamp_seconds": "symbol_last_event_timestamp_seconds",
+}
+
+
+def test_every_metric_of_the_catalogue_is_on_the_dashboard_or_another_says_the_same_there() -> None:
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names_in(DASHBOARD.read_text())}
+    otherwise = {PREFIX + name: PREFIX + other for name, other in SHOWN_OTHERWISE.items()}
+    assert set(catalogue()) - shown == set(otherwise)
+    assert set(otherwise.values()) <= shown
 
 
 @pytest.mark.kafka

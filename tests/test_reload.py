@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -137,23 +137,3 @@ def _blocks_sighup(pid: int) -> bool:
     with open(f"/proc/{pid}/status") as status:  # noqa: PTH123 - a file of the kernel
         mask = int(next(line.split()[1] for line in status if line.startswith("SigBlk")), 16)
     return bool(mask >> (signal.SIGHUP - 1) & 1)
-
-
-def test_it_rotates_under_load_and_every_event_is_in_kafka_once(
-    market: Exchange, topics: Topics, start_service: StartService, tmp_path: Path
-) -> None:
-    service: Any = start_service(
-        market.ws_url,
-        topics,
-        cwd=tmp_path,
-        BINANCE_REST_BASE_URL=market.rest_url,
-        BINANCE_STREAM_TYPES="trade,aggTrade",
-        BINANCE_SYMBOLS="BTCUSDT,ETHUSDT",
-        CONNECTION_ROTATE_AFTER_SECONDS=1,
-        CONNECTION_RECONNECT_INTERVAL=0.1,
-    )
-    service.ready()
-    service.wait_for(lambda: service.status()["rotations"] >= 3, "three rotations")
-    assert service.status()["connected"]
-    assert service.stop() == 0
-    assert service.final["connection_failures"] == 0

@@ -15,8 +15,8 @@ NIGHT = (3 * 3600, 4 * 3600)
 
 
 def test_without_a_window_the_age_decides() -> None:
-    assert not due(AFTER - 1, AFTER, None, 0)
-    assert due(AFTER, AFTER, None, 0)
+    assert due(AFTER - 1, AFTER, None, 0) is None
+    assert due(AFTER, AFTER, None, 0) == "age"
 
 
 def rotations(opened: float, window: tuple[int, int], days: int) -> list[float]:
@@ -45,8 +45,9 @@ def test_with_a_window_every_rotation_of_a_month_falls_into_it_once_or_twice_a_d
 
 
 def test_a_connection_that_would_not_live_to_see_the_window_is_replaced_before_its_end() -> None:
-    assert not due(LIFETIME - 301, AFTER, NIGHT, 12 * HOUR)
-    assert due(LIFETIME - 300, AFTER, NIGHT, 12 * HOUR)
+    assert due(LIFETIME - 301, AFTER, NIGHT, 12 * HOUR) is None
+    assert due(LIFETIME - 300, AFTER, NIGHT, 12 * HOUR) == "age"
+    assert due(12 * HOUR, AFTER, NIGHT, 3.9 * HOUR) == "window"
 
 
 def test_an_overlap_ends_when_every_active_stream_is_on_the_new_connection() -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import SpoolConfig
+from src import spool as spool_module
 from src.events import Event, Route, Topics
 from src.spool import FILE, Spool, SpoolFailed, SpoolFull, SpoolUnusable
 
@@ -244,6 +245,37 @@ def test_the_floor_of_free_disk_space_is_kept(tmp_path: Path) -> None:
         assert (spool.count, everything(spool)) == (0, [])
 
 
+def test_room_within_the_file_is_used_below_the_floor_of_free_disk_space(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 2000, size=500))
+        spool.remove(range(1, 2001))
+    size = (tmp_path / FILE).stat().st_size
+    with closing(Spool(config(tmp_path, min_free_bytes=10**18))) as spool:
+        room = spool.room
+        assert size / 2 < room <= size
+        spool.append(events(2001, 2500, size=500))
+        assert spool.count == 500
+        assert spool.room < room
+        refused = ""
+        for first in range(2501, 10_001, 100):
+            try:
+                spool.append(events(first, first + 99, size=500))
+            except SpoolFull as error:
+                refused = str(error)
+        assert "SPOOL_MIN_FREE_BYTES" in refused
+        assert 500 < spool.count < 2500
+    assert (tmp_path / FILE).stat().st_size <= size
+
+
+def test_the_room_is_the_lesser_of_its_own_limit_and_what_the_disk_has_above_the_floor(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path, max_bytes=10_000))) as spool:
+        assert spool.room == 10_000
+        spool.append(events(1, 10))
+        assert spool.room == 10_000 - spool.bytes
+    with closing(Spool(config(tmp_path, min_free_bytes=10**18))) as spool:
+        assert spool.room == 0
+
+
 def test_what_is_there_already_is_no_reason_to_refuse(tmp_path: Path) -> None:
     with closing(Spool(config(tmp_path))) as spool:
         spool.append(events(1, 10))
@@ -389,6 +421,17 @@ def test_a_damaged_file_is_set_aside_whole_and_named_and_work_goes_on(damage: An
         assert spool.damaged is None
         assert content(everything(spool)) == content(events(1, 10))
     assert len(list(tmp_path.glob("*damaged*"))) == 1
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_bytes_of_pages])
+def test_a_damaged_file_that_is_too_large_for_a_full_check_is_set_aside_as_well(
+    damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "_CHECKED_BYTES", 0)
+    damage(filled(tmp_path))
+    with closing(Spool(config(tmp_path))) as spool:
+        assert spool.damaged is not None
+        assert spool.count == 0
 
 
 def test_a_second_damaged_file_does_not_replace_the_first(tmp_path: Path) -> None:

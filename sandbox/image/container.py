@@ -30,8 +30,9 @@ _HEALTH_SECONDS = 30.0
 class Container:
     """One run of an image; as a context manager it starts on entry, and is killed and removed on exit.
 
-    What it prints is in `log`. The folders that the image declares as volumes are fresh and the user's; `/tmp`
-    is in memory; all else is read-only. `healthy()` runs the image's own HEALTHCHECK inside.
+    What it prints is in `log`. The folders that the image declares as volumes are writable. They lie in
+    `volumes`, where a later run finds them again, or are fresh; like Docker's they belong to the folder's owner in
+    the image. `/tmp` is in memory; all else is read-only. `healthy()` runs the image's own HEALTHCHECK inside.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Container:
         environment: Mapping[str, str],
         command: Sequence[str] | None = None,
         network: str | None = None,
+        volumes: Path | None = None,
     ) -> None:
         self.config = inspect(tag)
         self._tag = tag
         self._environment = _parsed(self.config["Env"]) | dict(environment)
         self._command = list(command or self.config["Cmd"])
         self._network = network
+        self._kept = volumes
         self._process: subprocess.Popen[bytes] | None = None
         self._buildah = ""
 
@@ -139,7 +142,7 @@ class Container:
         uid, gid = self.user
         asked = {
             "root": root,
-            "binds": self._volumes() | {path: path for path in ("/etc/hosts", "/etc/resolv.conf")},
+            "binds": self._volumes(root) | {path: path for path in ("/etc/hosts", "/etc/resolv.conf")},
             "tmpfs": ["/tmp"],  # noqa: S108 - the container's own
             "workdir": self.config["WorkingDir"],
             "user": [uid, gid],
@@ -157,12 +160,14 @@ class Container:
                 start_new_session=True,
             )
 
-    def _volumes(self) -> dict[str, str]:
+    def _volumes(self, root: str) -> dict[str, str]:
         volumes = {}
         for number, inside in enumerate(self.config["Volumes"] or {}):
-            outside = Path(self._folder.name) / f"volume-{number}"
-            outside.mkdir()
-            os.chown(outside, *self.user)
+            outside = (self._kept or Path(self._folder.name)) / f"volume-{number}"
+            if not outside.exists():
+                outside.mkdir()
+                folder = Path(f"{root}{inside}").stat()
+                os.chown(outside, folder.st_uid, folder.st_gid)
             volumes[inside] = str(outside)
         return volumes
 

@@ -34,6 +34,12 @@ def built_kustomization(folder: Path) -> str:
     return _go(KUSTOMIZE, "build", str(folder))
 
 
+def fetch() -> None:
+    """Fetch and build both programs, so that what comes after needs no network; raises `ImageError`."""
+    _go(COMPOSE, "-h")
+    _go(KUSTOMIZE, "version")
+
+
 def _go(program: str, *arguments: str, folder: Path | None = None) -> str:
     return run("go", "run", "-p=1", program, *arguments, timeout=_BUILD_SECONDS, folder=folder)
 
