@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-shards bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ chaos-exchange: $(READY)  ## the exchange fails in random ways for five minutes;
 
 chaos: $(READY)  ## both at once
 	$(BIN)/python -m sandbox.chaos_exchange --seconds 300 --kafka
+
+bench-shards: $(READY)  ## one process, then two shards, on one broker: throughput of each, every record verified
+	$(BIN)/python -m benchmarks.shards
 
 bench-page: $(READY)  ## put what was measured last into BENCHMARKS.md
 	$(BIN)/python -m benchmarks.markdown

@@ -16,6 +16,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 with warnings.catch_warnings():
@@ -27,15 +28,17 @@ with warnings.catch_warnings():
     from src.kafka_producer import open_producer
 
 from config.settings import SettingsError, load_settings
+from config.shards import spool_folders
 from src.commands import DAY_SECONDS, one_line, refuse, seconds
 from src.spool import FILE, Spool, SpoolFailed, SpoolUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from kafka import KafkaProducer
 
-    from config.settings import KafkaConfig, SpoolConfig
+    from config.settings import KafkaConfig, Settings, SpoolConfig
 
 TABLE, TOPIC = "table", "topic"
 _AT_ONCE = 200
@@ -77,14 +80,16 @@ class _Trouble(Exception):  # noqa: N818 - named after the fact
 
 
 class Table:
-    """The dead letters in the spool."""
+    """The dead letters in the spool, or in that of one of several shards: then its folder's name is in the ids."""
 
-    def __init__(self, config: SpoolConfig) -> None:
+    def __init__(self, config: SpoolConfig, shard: str = "") -> None:
+        self.name = f"{TABLE} {shard}".strip()
+        self._before_id = f"{shard}:" if shard else ""
         try:
             self._spool = Spool(config) if (config.path / FILE).exists() else None
         except SpoolUnusable as error:
             raise _Trouble(
-                f"the table of the spool can only be worked on while the service is stopped: {error}"
+                f"the {self.name} of the spool can only be worked on while the service is stopped: {error}"
             ) from error
         if self._spool and self._spool.damaged:
             _complain(f"the spool's file was damaged and set aside as {self._spool.damaged}")
@@ -94,14 +99,14 @@ class Table:
         after = 0
         while self._spool and (some := self._spool.dead_letters(after, _AT_ONCE)):
             for one in some:
-                yield Letter(TABLE, str(one.id), *one[1:6], one.timestamp_ms, one.value)
+                yield Letter(TABLE, f"{self._before_id}{one.id}", *one[1:6], one.timestamp_ms, one.value)
             after = some[-1].id
 
     def done(self, letters: Sequence[Letter]) -> None:
         """Delete letters that Kafka has acknowledged."""
         for letter in letters:
             if self._spool:
-                self._spool.discard_dead_letter(int(letter.id))
+                self._spool.discard_dead_letter(int(letter.id.removeprefix(self._before_id)))
 
     def close(self) -> None:
         """Let the service have it."""
@@ -115,6 +120,8 @@ class Topic:
     The committed offset covers all before it; the offsets beyond that, sent again out of turn because only
     some were asked for, stand as ranges in the commit's metadata.
     """
+
+    name = TOPIC
 
     def __init__(self, config: KafkaConfig, wait: float) -> None:
         self._name = config.topic_dead_letters
@@ -225,13 +232,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(error)
     fine = True
     with ExitStack() as stack:
-        for place, opened in (
-            (TABLE, lambda: Table(settings.spool)),
-            (TOPIC, lambda: Topic(settings.kafka, asked.wait)),
-        ):
-            if asked.place in (place, "all"):
-                fine &= _work_on(opened, settings.kafka, asked, stack)
+        for opened in _places(settings, asked):
+            fine &= _work_on(opened, settings.kafka, asked, stack)
     return 0 if fine else 1
+
+
+def _places(settings: Settings, asked: argparse.Namespace) -> Iterator[Callable[[], Table | Topic]]:
+    if asked.place in (TABLE, "all"):
+        base, *of_shards = spool_folders(settings.spool.path, settings.shard.count)
+        if not of_shards or (base / FILE).exists():
+            yield partial(_table, settings.spool, base)
+        for folder in of_shards:
+            yield partial(_table, settings.spool, folder, folder.name)
+    if asked.place in (TOPIC, "all"):
+        yield partial(Topic, settings.kafka, asked.wait)
+
+
+def _table(config: SpoolConfig, folder: Path, shard: str = "") -> Table:
+    return Table(config.model_copy(update={"path": folder}), shard)
 
 
 def _work_on(
@@ -267,11 +285,10 @@ def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, *, 
                 sent += len(taken)
         finally:
             producer.close(timeout=5.0)
-    where = TABLE if isinstance(place, Table) else TOPIC
     if as_json:
-        print(json.dumps({"place": where, "resent": sent, "left": len(letters) - sent}))
+        print(json.dumps({"place": place.name, "resent": sent, "left": len(letters) - sent}))
     else:
-        print(f"{where}: {sent} sent again, {len(letters) - sent} left")
+        print(f"{place.name}: {sent} sent again, {len(letters) - sent} left")
     return sent == len(letters)
 
 

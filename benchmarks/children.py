@@ -12,7 +12,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-OURS = ("BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "LOG_", "METRICS_", "MONITORING_", "SHUTDOWN_", "SPOOL_")
+OURS = (
+    "BINANCE_",
+    "KAFKA_",
+    "CONNECTION_",
+    "DELIVERY_",
+    "LOG_",
+    "METRICS_",
+    "MONITORING_",
+    "SHARD_",
+    "SHUTDOWN_",
+    "SPOOL_",
+)
 """Variables of the user's own that must not reach what is measured."""
 
 

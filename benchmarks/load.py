@@ -30,7 +30,7 @@ from benchmarks.loads import LOADS, Encoder
 from sandbox.exchange.frames import close_frame, text_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 BLOCK_FRAMES = 2000
 """At most so many frames are handed to the kernel at once."""
@@ -41,6 +41,7 @@ CLIENT_SECONDS = 20.0
 """How long a client may take to connect."""
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _CLOSE = 0x8
+_LENGTH_16 = 126
 _COUNT = struct.Struct("=Q")
 
 
@@ -83,10 +84,12 @@ class Sent(NamedTuple):
 class Frames:
     """The frames of a load in order, encoded a stretch ahead: all of them at once, unless there are too many."""
 
-    def __init__(self, load: str, total: int, stretch: int | None = None) -> None:
+    def __init__(
+        self, load: str, total: int, stretch: int | None = None, subscribed: Collection[str] | None = None
+    ) -> None:
         self.total = total
         self.bytes = 0
-        self._encoder = Encoder(load)
+        self._encoder = Encoder(load, subscribed)
         self._stretch = min(stretch or total, total)
         self._first = 0
         self._encoded = self._encoder.encode(self._stretch)
@@ -145,8 +148,11 @@ class Sender:
         return (time.monotonic_ns() - before) / 1e9
 
 
-def accept(listener: socket.socket) -> socket.socket:
-    """Take one client through its handshake, and through its SUBSCRIBE unless its URL names the streams."""
+def accept(listener: socket.socket) -> tuple[socket.socket, list[str]]:
+    """Take one client through its handshake, and through its SUBSCRIBE unless its URL names the streams.
+
+    Returns the streams of the SUBSCRIBE, too.
+    """
     client, _ = listener.accept()
     client.settimeout(None)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,10 +167,18 @@ def accept(listener: socket.socket) -> socket.socket:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + accepted + b"\r\n\r\n"
     )
+    streams: list[str] = []
     if b"streams=" not in lines[0]:
-        client.recv(65536)
+        streams = json.loads(_unmasked(client.recv(65536)))["params"]
         client.sendall(text_frame(b'{"result":null,"id":1}'))
-    return client
+    return client, streams
+
+
+def _unmasked(frame: bytes) -> bytes:
+    """Return the payload of a client's frame of less than 64 KiB."""
+    start = 4 if frame[1] & 0x7F == _LENGTH_16 else 2
+    mask, masked = frame[start : start + 4], frame[start + 4 :]
+    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(masked))
 
 
 def say_goodbye(client: socket.socket) -> None:
@@ -203,10 +217,14 @@ def serve(arguments: argparse.Namespace) -> None:
     """Encode while the client starts, wait for it and for `go`, send, say how it went, answer the goodbye."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         _say(event="load_started", port=listener.getsockname()[1])
-        frames = Frames(arguments.load, arguments.count, arguments.stretch)
         listener.settimeout(CLIENT_SECONDS)
-        client = accept(listener)
-    _say(event="load_subscribed")
+        if arguments.subscribed:
+            client, streams = accept(listener)
+            frames = Frames(arguments.load, arguments.count, arguments.stretch, streams)
+        else:
+            frames = Frames(arguments.load, arguments.count, arguments.stretch)
+            client, streams = accept(listener)
+    _say(event="load_subscribed", streams=streams)
     sys.stdin.readline()
     sender, cpu_before = Sender(client, frames), time.process_time()
     _say(event="load_sending", at=time.monotonic())
@@ -237,6 +255,7 @@ def main() -> None:
     parser.add_argument(
         "--stretch", type=int, help="encode so many ahead, not all: for a load too long for memory"
     )
+    parser.add_argument("--subscribed", action="store_true", help="send only what the client subscribed to")
     parser.add_argument("--rate", type=float, default=20_000, help="frames a second")
     parser.add_argument("--tick", type=float, default=0.001, help="seconds between blocks")
     parser.add_argument("--window", type=int, help="instead of a rate: frames ahead of what --progress says")

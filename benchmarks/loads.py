@@ -12,9 +12,12 @@ import time
 from array import array
 from collections import Counter, defaultdict
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sandbox.exchange.frames import text_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "ADAUSDT", "XRPUSDT")
 LEVELS = (4, 5, 6, 8, 9, 11, 13, 16, 18, 21, 25, 31, 40, 50, 67, 85, 140)
@@ -45,25 +48,38 @@ class Encoded(NamedTuple):
     ends: array[int]
 
 
+def stream(line: Line) -> str:
+    """Return the name of the stream that carries this kind and symbol."""
+    kind, symbol = line
+    return f"{symbol.lower()}@{SUFFIXES.get(kind, kind)}"
+
+
 def streams(load: str) -> str:
     """Return the load's stream names as BINANCE_STREAMS takes them."""
-    return ",".join(f"{symbol.lower()}@{SUFFIXES.get(kind, kind)}" for kind in LOADS[load] for symbol in SYMBOLS)
+    return ",".join(stream((kind, symbol)) for kind in LOADS[load] for symbol in SYMBOLS)
 
 
-def plan(load: str, count: int) -> list[Line]:
-    """Return kind and symbol of each frame: a shuffled cycle of a thousand, the same at each call."""
+def cycle(load: str, subscribed: Collection[str] | None = None) -> list[Line]:
+    """Return kind and symbol of a thousand frames, shuffled, always the same; or only those of some streams."""
     mix = LOADS[load]
     kinds = [kind for kind, percent in mix.items() for _ in range(percent * _CYCLE // 100)]
     chooser = random.Random(7)
     chooser.shuffle(kinds)
-    cycle = [(kind, chooser.choice(SYMBOLS)) for kind in kinds]
-    return [cycle[number % _CYCLE] for number in range(count)]
+    lines = [(kind, chooser.choice(SYMBOLS)) for kind in kinds]
+    return [line for line in lines if subscribed is None or stream(line) in subscribed]
 
 
-def counts(load: str, count: int) -> dict[Line, int]:
+def plan(load: str, count: int, subscribed: Collection[str] | None = None) -> list[Line]:
+    """Return kind and symbol of each frame."""
+    lines = cycle(load, subscribed)
+    return [lines[number % len(lines)] for number in range(count)]
+
+
+def counts(load: str, count: int, subscribed: Collection[str] | None = None) -> dict[Line, int]:
     """Return how many of the load's first `count` frames there are of each kind and symbol."""
-    cycles, rest = divmod(count, _CYCLE)
-    whole, started = Counter(plan(load, _CYCLE)), Counter(plan(load, rest))
+    lines = cycle(load, subscribed)
+    cycles, rest = divmod(count, len(lines))
+    whole, started = Counter(lines), Counter(lines[:rest])
     found = {line: whole[line] * cycles + started[line] for line in whole}
     return {line: number for line, number in found.items() if number}
 
@@ -79,8 +95,8 @@ def numbers(load: str, count: int) -> dict[Line, array[int]]:
 class Encoder:
     """Encodes a load's frames one stretch after the other."""
 
-    def __init__(self, load: str) -> None:
-        self._cycle = plan(load, _CYCLE)
+    def __init__(self, load: str, subscribed: Collection[str] | None = None) -> None:
+        self._cycle = cycle(load, subscribed)
         self._number = 0
         self._ids: Counter[Line] = Counter()
 
@@ -88,7 +104,7 @@ class Encoder:
         """Encode the next `count` frames."""
         block, ends, ids = bytearray(), array("q"), self._ids
         for number in range(self._number, self._number + count):
-            line = self._cycle[number % _CYCLE]
+            line = self._cycle[number % len(self._cycle)]
             ids[line] += 1
             block += text_frame(payload(*line, ids[line], _STARTED_MS + number // 100))
             ends.append(len(block))

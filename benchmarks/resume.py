@@ -22,7 +22,7 @@ from kafka import KafkaProducer
 from config.settings import KafkaConfig
 from sandbox.brokers import EmbeddedBroker
 from src import topics
-from src.checkpoints import SHARD, VERSION
+from src.checkpoints import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,11 +77,11 @@ def _checkpoint(kafka: KafkaConfig, symbols: int) -> Iterator[tuple[bytes, bytes
         for kind, _, _ in _KINDS:
             stream = f"{symbol.lower()}@{kind}"
             stands = {"stream": stream, "last": 0, "missing": [], "final": True}
-            yield stream.encode(), _json(stands | {"at_ms": _now_ms(), "shard": SHARD, "version": VERSION})
+            yield stream.encode(), _json(stands | {"at_ms": _now_ms(), "shard": "0/1", "version": VERSION})
     data = (kafka.topic_trades, kafka.topic_depth, kafka.topic_raw_events)
     offsets = {topic: {str(number): 0 for number in range(kafka.partitions)} for topic in data}
     yield (
-        f"positions {SHARD}".encode(),
+        b"positions 0/1",
         _json({"offsets": offsets, "at_ms": _now_ms(), "version": VERSION}),
     )
 

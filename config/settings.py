@@ -19,6 +19,7 @@ from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from config import shards
 from config import streams as names
 from config.tls import TlsUnusable, tls_context
 
@@ -416,8 +417,8 @@ class DeliveryConfig(_Section):
     prefix = "DELIVERY_"
     model_config = SettingsConfigDict(env_prefix="DELIVERY_")
 
-    max_in_flight_records: Positive = 200_000
-    max_in_flight_bytes: Positive = 100 * 1024 * 1024
+    max_in_flight_records: Positive = 100_000
+    max_in_flight_bytes: Positive = 32 * 1024 * 1024
 
 
 class SpoolConfig(_Section):
@@ -442,6 +443,24 @@ class ResumeConfig(_Section):
 
     checkpoint_interval_seconds: Seconds = 10.0
     resume_timeout_seconds: Seconds = 30.0
+
+
+class ShardConfig(_Section):
+    """This instance's share of the streams, where several instances divide them among each other."""
+
+    prefix = "SHARD_"
+    model_config = SettingsConfigDict(env_prefix="SHARD_")
+
+    count: Annotated[int, Field(gt=0, le=shards.MOST)] = 1
+    index: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("index")
+    @classmethod
+    def _check_index(cls, index: int, info: ValidationInfo) -> int:
+        count = info.data.get("count", shards.MOST)
+        if index >= count:
+            raise ValueError(f"must be less than SHARD_COUNT ({count}); the first shard is 0")
+        return index
 
 
 class LoggingConfig(_Section):
@@ -491,9 +510,25 @@ class Settings(_Section):
     delivery: DeliveryConfig = Field(default_factory=DeliveryConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
+    shard: ShardConfig = Field(default_factory=ShardConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
+
+    def streams(self) -> tuple[str, ...]:
+        """Return the streams that are named and that this instance subscribes to: its shard's share of all."""
+        return shards.share(self.binance.named_streams(), self.shard.index, self.shard.count)
+
+    def share_fault(self) -> str | None:
+        """Say that this shard has no stream: such an instance would look alive and do nothing."""
+        if self.streams() or self.binance.needs_listing:
+            return None
+        most = shards.most_shards(self.binance.named_streams(), below=self.shard.count)
+        return (
+            f"SHARD_COUNT='{self.shard.count}': leaves shard {self.shard.index} without a stream, since the name "
+            "of a symbol decides on its shard; "
+            f"must be at most {most} for these streams, or there must be more symbols"
+        )
 
 
 SECTIONS: dict[str, type[_Section]] = {
@@ -504,6 +539,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "delivery": DeliveryConfig,
     "spool": SpoolConfig,
     "resume": ResumeConfig,
+    "shard": ShardConfig,
     "logging": LoggingConfig,
     "monitoring": MonitoringConfig,
     "service": ServiceConfig,
@@ -529,6 +565,7 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     faults += _tls_faults(sections.get("kafka"), given)
     if faults:
         raise SettingsError(faults)
+    sections["spool"] = _own_spool(sections["spool"], sections["shard"])
     return Settings.model_construct(**sections)
 
 
@@ -550,7 +587,7 @@ def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
     """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
     known = known_variables()
     prefixes = (
-        *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_"),
+        *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_", "SHARD_"),
         *("CHECKPOINT_", "RESUME_"),
     )
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
@@ -593,6 +630,11 @@ def _faults(section: type[_Section], error: ValidationError, given: dict[str, st
     return faults
 
 
+def _own_spool(spool: SpoolConfig, shard: ShardConfig) -> SpoolConfig:
+    """Give each of several shards a folder of its own in SPOOL_PATH."""
+    return spool.model_copy(update={"path": shards.spool_folder(spool.path, shard.index, shard.count)})
+
+
 def _tls_faults(kafka: KafkaConfig | None, given: dict[str, str]) -> list[str]:
     """Load certificates and keys once, so that a wrong one is told at the start."""
     if kafka is None or not kafka.security_protocol.endswith("SSL"):
@@ -627,10 +669,12 @@ def _without_secrets(address: str) -> str:
 def _allowed(section: type[_Section], field: str, message: str) -> str:
     """Say in words of our own what a number or a flag may be; for the rest the message says it."""
     declared = section.model_fields[field]
+    if message.startswith("Value error, "):  # of a check of our own
+        return message.removeprefix("Value error, ")
     if declared.annotation is bool:
         return "must be true or false"
     if declared.annotation not in (int, float):
-        message = message.removeprefix("Value error, ").replace("String should have", "must have")
+        message = message.replace("String should have", "must have")
         return message.replace("Input should be", "must be")
     words = {"gt": "greater than", "ge": "at least", "le": "at most"}
     bounds = [

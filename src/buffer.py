@@ -21,21 +21,22 @@ class Buffer:
     waits for the consumer, and the exchange's TCP window fills instead of our memory.
     """
 
-    def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 50_000) -> None:
+    def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 10_000) -> None:
         self._batch_size = batch_size
         self._batch_timeout = batch_timeout
         self.capacity = max(capacity, batch_size)
-        lock = threading.Lock()  # guards everything below
-        self._due = threading.Condition(lock)
-        self._room = threading.Condition(lock)
+        self._lock = threading.Lock()  # guards everything below
+        self._due = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
         self._events: list[Event] = []
         self._first_at = 0.0
         self._closed = False
 
     def put(self, events: list[Event]) -> bool:
         """Append events; return False, taking none, once the buffer is closed."""
-        with self._room:
-            self._room.wait_for(lambda: len(self._events) < self.capacity or self._closed)
+        with self._lock:
+            if len(self._events) >= self.capacity:
+                self._room.wait_for(lambda: len(self._events) < self.capacity or self._closed)
             if self._closed:
                 return False
             was = len(self._events)

@@ -83,6 +83,8 @@ STATE = {
     "symbols_unknown": "symbols in the settings that the exchange does not list",
     "symbols_not_trading": "symbols in the settings that are not traded now",
     "streams_silent": "streams that bring nothing far beyond their own usual pace",
+    "shard_index": "which shard of the streams this instance reads, from 0",
+    "shard_count": "shards that all streams are divided into",
     "kafka_stalled_seconds": "how long Kafka has acknowledged nothing although something is in flight",
     "messages_held": "events that wait behind a gap; among the buffered ones",
     "buffer_capacity": "events that the buffer holds at most",

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the layout; records of another one are passed over."""
-SHARD = "0/1"
 _PREFIX = "positions "
 _POLL_SECONDS = 0.1
 _FINAL_SECONDS = 3.0
@@ -132,8 +131,10 @@ class CheckpointWriter:
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
         resumed: Callable[[], bool],
+        shard: str = "0/1",
     ) -> None:
         self._kafka = kafka
+        self._shard = shard
         self._interval = interval
         self._sink = sink
         self._delivery = delivery
@@ -194,13 +195,15 @@ class CheckpointWriter:
         now = time.time_ns() // 1_000_000
         changed = {stream: each for stream, each in positions.items() if self._written.get(stream) != each}
         streams = {
-            stream.encode(): _StreamRecord(stream, each.last, list(each.missing), each.final, now, SHARD, VERSION)
+            stream.encode(): _StreamRecord(
+                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION
+            )
             for stream, each in changed.items()
         }
         by_topic: dict[str, dict[int, int]] = defaultdict(dict)
         for partition, offset in offsets.items():
             by_topic[partition.topic][partition.partition] = offset
-        own = {f"{_PREFIX}{SHARD}".encode(): _OffsetsRecord(by_topic, now, VERSION)}
+        own = {f"{_PREFIX}{self._shard}".encode(): _OffsetsRecord(by_topic, now, VERSION)}
         if self._taken(streams) and self._taken(own):
             self._written |= changed
             self._telemetry.checkpoint_written(len(changed))

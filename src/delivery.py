@@ -34,8 +34,6 @@ _WRITE_AT_ONCE = 2_000
 _DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
 _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
-_HOPELESS_SECONDS = 5.0
-"""At the stop: how long Kafka may acknowledge nothing before the rest is left on disk."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -82,7 +80,7 @@ class Delivery:
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
         self._secured = False
         """Whether what went straight to the sink and is still in flight is on disk as well, or cannot be."""
-        self._acknowledged: deque[list[Event]] = deque()
+        self._acknowledged: deque[list[int]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
         self._wake = threading.Event()
@@ -176,8 +174,7 @@ class Delivery:
     def _has_hope(self, connecting: Deadline) -> bool:
         left = self._sink.in_flight.records or (self._spool.count and not self._held)
         absent = not self._sink.ready and connecting.expired
-        stuck = absent or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
-        return bool(left) and not stuck and self._drainer.alive
+        return bool(left) and not absent and self._drainer.alive
 
     def _go_by_way_of_the_disk(self, sent_up_to: int) -> None:
         self._recording = True
@@ -224,7 +221,7 @@ class Delivery:
         """Take note of the fate of records; runs on the producer's I/O thread, so it only notes and wakes."""
         if error is None:
             if self._recording:
-                self._acknowledged.append(events)
+                self._acknowledged.append([event.seq for event in events])
                 self._wake.set()
             size = sum(len(event.value) for event in events)
             self._telemetry.acknowledged(events, size)
@@ -308,7 +305,7 @@ class Delivery:
     def _forget_acknowledged(self) -> None:
         while self._acknowledged:
             on_disk_up_to = self._spool.last_seq
-            self._to_remove += [event.seq for event in self._acknowledged.popleft() if event.seq <= on_disk_up_to]
+            self._to_remove += [number for number in self._acknowledged.popleft() if number <= on_disk_up_to]
         if self._to_remove:
             self._spool.remove(self._to_remove)
             self._to_remove.clear()

@@ -191,6 +191,8 @@ class Flow:
 
     def _sample(self, events: Sequence[Event]) -> Event:
         """Return the event that stands for a batch; over many batches each place in them is seen as often."""
+        if len(events) == 1:
+            return events[0]
         self._phase = (self._phase + _GOLDEN) % 1.0
         return events[int(len(events) * self._phase)]
 

@@ -24,6 +24,8 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from src.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kafka.structs import TopicPartition
 
     from src.events import Event
@@ -47,6 +49,9 @@ class Appender(Protocol):
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
         """Queue events for one partition, in order; their fate is told to `settle`."""
+
+    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
+        """Do the same for several partitions."""
 
     def hurry(self) -> None:
         """Send what lingers now."""
@@ -87,7 +92,7 @@ def _insides(producer: KafkaProducer) -> list[tuple[object, tuple[str, ...]]]:
         (accumulator._incomplete, ("add",)),
         (producer._metadata, ("partitions_for_topic",)),
         (producer._sender, ("wakeup", "force_close", "join")),
-        (probe, ("_next_offset", "_closed", "is_full")),
+        (probe, ("_next_offset", "_closed", "is_full", "compression_rate", "size_in_bytes")),
         (
             probe._builder,  # that of message format v2 only
             ("_buffer", "_batch_size", "_first_timestamp", "_max_timestamp", "_num_records", "_last_offset"),
@@ -198,6 +203,8 @@ def _varint(number: int) -> bytes:
 
 _VARINTS = tuple(_varint(number) for number in range(16_384))
 _NULL = _varint(-1)
+_MOST_TO_FILL = 131_072
+"""Bytes of records that a smaller KAFKA_BATCH_SIZE may grow to before compression."""
 
 
 class _Batch:
@@ -216,6 +223,8 @@ class _Batch:
 
     def __call__(self, result: _Result) -> None:
         written = self.batch is not None and self.batch.drained is not None
+        if written and self.batch.records._closed:
+            self._owner.learn(self.batch)
         self.batch = None  # it refers to us
         self._owner.tell(self, result[2], maybe_written=written)
 
@@ -278,9 +287,21 @@ class BatchAppender:
         self._sender = producer._sender
         self._keys: dict[bytes | None, bytes] = {None: _NULL}
         self._unsettled: set[_Batch | _Moved] = set()  # set operations are atomic
+        self._shrinks_to: dict[str, float] = {}
+        """By topic: the share of its size that is left of a batch when it is compressed, as seen lately."""
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
         """Queue events for one partition, in order; they come back when the producer has been ended."""
+        self.append_all({partition: events})
+
+    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
+        """Queue events by partition, and wake the producer's thread once, at the end."""
+        to_send = [self._queued(partition, group) for partition, group in events.items()]
+        if any(to_send):
+            self._sender.wakeup()
+
+    def _queued(self, partition: TopicPartition, events: list[Event]) -> bool:
+        """Queue events for one partition; return whether there is something new for the producer's thread."""
         accumulator = self._accumulator
         # The producer counts appends so that a forced close does not miss a batch.
         accumulator._appends_in_progress.increment()
@@ -292,8 +313,7 @@ class BatchAppender:
             accumulator._appends_in_progress.decrement()
         if closed:
             self._settle(events, ProducerEnded("the producer has been ended"), Fate())
-        elif to_send:
-            self._sender.wakeup()
+        return to_send
 
     def _append_locked(self, queue: Any, partition: TopicPartition, events: list[Event]) -> bool:  # noqa: ANN401
         now = time.monotonic()
@@ -308,14 +328,30 @@ class BatchAppender:
 
     def _new_batch(self, partition: TopicPartition, now: float) -> ProducerBatch:
         config = self._accumulator.config
-        records = MemoryRecordsBuilder(
-            config["message_version"], config["compression_attrs"], config["batch_size"]
-        )
+        size = self._size_to_fill(partition.topic, config["batch_size"])
+        records = MemoryRecordsBuilder(config["message_version"], config["compression_attrs"], size)
         batch = ProducerBatch(partition, records, now=now)
         batch._record_futures = _Batch(self, batch)
         batch.produce_future.add_callback(batch._record_futures)
         self._unsettled.add(batch._record_futures)
         return batch
+
+    def _size_to_fill(self, topic: str, batch_size: int) -> int:
+        """Return how many bytes of records make a batch of `batch_size` bytes when it is compressed.
+
+        So Java's producer understands its `batch.size`; kafka-python counts the bytes before. A partition has one
+        batch under way at a time, so with small batches the round trips to the broker bound the rate.
+        """
+        expected = int(batch_size / self._shrinks_to.get(topic, 1.0))
+        return max(batch_size, min(expected, _MOST_TO_FILL))
+
+    def learn(self, batch: ProducerBatch) -> None:
+        """Take note of how well a batch that was sent could be compressed; on the producer's I/O thread."""
+        records, topic = batch.records, batch.topic_partition.topic
+        share = records.compression_rate()
+        if records.size_in_bytes() / share >= self._accumulator.config["batch_size"] / 2:  # small ones tell little
+            before = self._shrinks_to.get(topic, 1.0)
+            self._shrinks_to[topic] = max(share, before + 0.1 * (share - before))
 
     def _extend(self, batch: ProducerBatch, events: list[Event], start: int, now: float) -> int:
         """Encode events from `start` on into the batch until it is full; return where it ended.
@@ -457,6 +493,11 @@ class PublicAppender:
             else:
                 future.add_callback(lambda _, event=event: self._tell(event, None))
                 future.add_errback(lambda error, event=event: self._tell(event, error))
+
+    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
+        """Do the same for several partitions."""
+        for partition, group in events.items():
+            self.append(partition, group)
 
     def _tell(self, event: Event, error: BaseException | None, *, maybe_written: bool = True) -> None:
         if self._unsettled.pop(id(event), None) is not None:

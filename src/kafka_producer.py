@@ -26,6 +26,7 @@ from src.in_flight import InFlight
 from src.kafka_aside import Aside
 from src.kafka_batches import BatchAppender, Producer, appender_for, partition_count
 from src.kafka_causes import NotConnectedError, causes_named
+from src.selector import CheapMisses
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def producer_options(kafka: KafkaConfig) -> dict[str, Any]:
         "max_block_ms": int(_BOOTSTRAP_SECONDS * 1000),
         "reconnect_backoff_max_ms": 2_000,
         "metrics_enabled": False,
+        "selector": CheapMisses,
     }
 
 
@@ -317,8 +319,7 @@ class KafkaSink:
         partition_of = self._partitions.current()
         for event in events:
             by_partition[partition_of[event.route]].append(event)
-        for partition, group in by_partition.items():
-            appender.append(partition, group)
+        appender.append_all(by_partition)
 
     def _copied(self, mirror: Mirror, events: list[Event]) -> list[Event]:
         copies = mirror.copies(events)

@@ -13,6 +13,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from config import shards
 from config.settings import (
     RELOADED,
     Settings,
@@ -36,6 +37,8 @@ from src.line import Parts, Slot
 from src.lines import Lines
 from src.listing import Listing
 from src.logger import configure_logging, get_logger
+from src.memory import limit_arenas
+from src.other_shards import take_over
 from src.outbox import Outbox
 from src.pipeline import Pipeline
 from src.spool import Spool, SpoolUnusable
@@ -68,6 +71,8 @@ class Service:
         self._telemetry = Telemetry(connections=0)
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
+        for left in take_over(spool, settings):
+            self._telemetry.spool_taken_over(str(left.folder), left.events, left.reason)
         if redirected := spool.redirect(topic_names(settings.kafka)):
             self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
@@ -94,7 +99,7 @@ class Service:
         delivery = Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended)
         resume = self._resume(delivery, continuity)
         self._pipeline = Pipeline(
-            lambda read: Lines(settings.binance.named_streams(), self._parts(read)),
+            lambda read: Lines(settings.streams(), self._parts(read)),
             continuity,
             backfill,
             buffer,
@@ -121,6 +126,8 @@ class Service:
         self._telemetry.started(
             version=PIPELINE_VERSION,
             streams=len(self._pipeline.lines.streams),
+            shard_index=self._settings.shard.index,
+            shard_count=self._settings.shard.count,
             url=self._settings.binance.combined_url(),
             kafka=self._settings.kafka.bootstrap_servers,
             monitoring_port=self._endpoints.port if self._endpoints else None,
@@ -164,8 +171,9 @@ class Service:
         self._listing.choose(settings.binance)
 
     def _read_streams(self, streams: Sequence[str]) -> None:
-        """Read exactly these streams from here on; runs on the thread of the listing."""
-        added, removed = self._pipeline.lines.change(streams)
+        """Read of these streams exactly our share from here on; runs on the thread of the listing."""
+        shard = self._settings.shard
+        added, removed = self._pipeline.lines.change(shards.share(streams, shard.index, shard.count))
         if added or removed:
             self._telemetry.streams_changed(added, removed)
             self._ledger.streams_changed(added, removed)
@@ -234,6 +242,7 @@ class Service:
             self._telemetry,
             self._worker_ended,
             lambda: resume.done,
+            f"{self._settings.shard.index}/{self._settings.shard.count}",
         )
 
     def _open_endpoints(self) -> Endpoints | None:
@@ -251,6 +260,8 @@ class Service:
         in_flight = self._sink.in_flight
         state = {
             "version": PIPELINE_VERSION,
+            "shard_index": self._settings.shard.index,
+            "shard_count": self._settings.shard.count,
             "kafka_connected": self._sink.ready,
             "kafka_stalled_seconds": round(in_flight.stalled_seconds, 3),
             "in_flight_records_limit": in_flight.max_records,
@@ -286,6 +297,9 @@ def serve() -> int:
     except SettingsError as error:
         sys.stderr.write("".join(f"{fault}\n" for fault in error.faults))
         return 2
+    if fault := settings.share_fault():
+        sys.stderr.write(f"{fault}\n")
+        return 2
     try:
         spool = Spool(settings.spool)
     except SpoolUnusable as error:
@@ -293,6 +307,7 @@ def serve() -> int:
             f"SPOOL_PATH={str(settings.spool.path)!r}: a folder that this process can use alone; {error}\n"
         )
         return 2
+    limit_arenas()
     configure_logging(settings.logging.level, settings.logging.format)
     _warn_of_unknown_variables()
     return Service(settings, spool).run()

@@ -92,22 +92,26 @@ class Telemetry:
 
     def received(self, decoded: Decoded, at_ms: int) -> None:
         """Count what one read from the socket held; its events are buffered from here on."""
-        events, skipped = len(decoded.events), decoded.skipped
+        events, skipped, replies, unenriched, _ = decoded
+        usual = not (skipped or replies or unenriched)
         with self._lock:
             counts = self._counts
-            counts["messages_received"] += events + len(skipped)
-            counts["messages_buffered"] += events
-            counts["messages_skipped"] += len(skipped)
-            counts["enrichment_failures"] += len(decoded.unenriched)
-            counts["control_messages"] += len(decoded.replies)
             if events:
+                counts["messages_received"] += len(events)
+                counts["messages_buffered"] += len(events)
                 self._last_message_ms = at_ms
-                self._flow.received(decoded.events, at_ms)
+                self._flow.received(events, at_ms)
+            if usual:
+                return
+            counts["messages_received"] += len(skipped)
+            counts["messages_skipped"] += len(skipped)
+            counts["enrichment_failures"] += len(unenriched)
+            counts["control_messages"] += len(replies)
             for part in skipped:
                 self._by_reason["messages_skipped"][part.reason] += 1
         for part in skipped:
             self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
-        for error in decoded.unenriched:
+        for error in unenriched:
             self._warn("enrichment_failed", error)
 
     def duplicates(self, events: int) -> None:
@@ -209,6 +213,13 @@ class Telemetry:
         self._log.warning(
             "spool_redirected", events=events, reason="their topics are not in the settings any more"
         )
+
+    def spool_taken_over(self, folder: str, events: int, reason: str) -> None:
+        """Log what was found in the spool of a shard that is gone; the reason says why some stayed there."""
+        if reason:
+            self._log.warning("spool_left_behind", folder=folder, taken_over=events, reason=reason)
+        elif events:
+            self._log.info("spool_taken_over", folder=folder, events=events)
 
     def dropped(self, events: Sequence[Event], reason: str, was: str = "buffered", error: str = "") -> None:
         """Count events that are lost, by reason and by symbol."""

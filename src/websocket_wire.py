@@ -87,8 +87,13 @@ class ReadAheadSocket:
         self._sock = socket.socket()
         self._block = memoryview(bytearray(READ_SIZE))
         self._poll = select.poll()
+        self._waits_for = 0
+        """The event that `_sock` is registered with `_poll` for; 0: it is not."""
+        self._drained = False
+        """Whether the last read left nothing that could be read at once."""
         self._woken, self._waker = socket.socketpair()
         self._waker.settimeout(0)
+        self._poll.register(self._woken, select.POLLIN)
         self._wake_called = False
         self._heeds_wake = True
         self.buffered = b""
@@ -129,6 +134,7 @@ class ReadAheadSocket:
         raise failure
 
     def _connect_to(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        self._unwatch()
         self._sock.close()
         self._sock = sock
         sock.settimeout(0)
@@ -142,9 +148,16 @@ class ReadAheadSocket:
         if code:
             raise OSError(code, os.strerror(code))
 
+    def _unwatch(self) -> None:
+        """Take the socket out of what is waited for, before it is closed or wrapped."""
+        if self._waits_for:
+            self._poll.unregister(self._sock)
+            self._waits_for = 0
+
     def _secure(self, host: str) -> None:
         self.step = "TLS handshake"
         context = ssl.create_default_context()
+        self._unwatch()
         tls = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
         self._sock = tls
         self._retried(tls.do_handshake, select.POLLIN)
@@ -167,12 +180,12 @@ class ReadAheadSocket:
         left = self.wait_until - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._poll.register(self._sock, for_event)
-        if self._heeds_wake:
-            self._poll.register(self._woken, select.POLLIN)
+        if self._waits_for != for_event:
+            self._poll.register(self._sock, for_event)
+            self._waits_for = for_event
         ready = self._poll.poll(min(left, 3600.0) * 1000 + 1)
-        self._poll.unregister(self._sock)
-        self.heed_wake()
+        if self._wake_called:
+            self.heed_wake()
         return bool(ready)
 
     def wake(self) -> None:
@@ -188,17 +201,47 @@ class ReadAheadSocket:
 
     def ignore_wake(self) -> None:
         """Wait for the socket alone from here on."""
-        self._heeds_wake = False
-        with contextlib.suppress(KeyError):
+        if self._heeds_wake:
+            self._heeds_wake = False
             self._poll.unregister(self._woken)
 
     def fill(self) -> None:
-        """Wait for bytes and append them to what is buffered; ConnectionLost at the end of the stream."""
-        count = self._retried(lambda: self._sock.recv_into(self._block), select.POLLIN)
+        """Wait for bytes and append them to what is buffered; ConnectionLost at the end of the stream.
+
+        After a read that emptied the socket it waits at once, without asking in vain; when the time is up it
+        asks all the same, since what has arrived is to be read.
+        """
+        if self._drained and time.monotonic() < self.wait_until:
+            self._wait(select.POLLIN)
+        count = self._received()
         if not count:
             raise ConnectionLost("the exchange closed the TCP connection")
-        self.buffered = self.buffered[self.at :] + self._block[:count].tobytes()
+        arrived = self._block[:count].tobytes()
+        self.buffered = self.buffered[self.at :] + arrived if self.at < len(self.buffered) else arrived
         self.at = 0
+
+    def _received(self) -> int:
+        """Read into the block what is there, waiting for the first of it; return how many bytes, 0 at the end."""
+        try:
+            count = self._sock.recv_into(self._block)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            count = self._retried(lambda: self._sock.recv_into(self._block), select.POLLIN)
+        if isinstance(self._sock, ssl.SSLSocket):
+            return self._with_more_records(count)
+        self._drained = 0 < count < READ_SIZE
+        return count
+
+    def _with_more_records(self, count: int) -> int:
+        """Read on, since TLS gives out one record at a time, as a rule a frame; the next read tells of an end."""
+        self._drained = False
+        try:
+            while 0 < count < READ_SIZE and (more := self._sock.recv_into(self._block[count:])):
+                count += more
+        except ssl.SSLWantReadError:
+            self._drained = True
+        except OSError:
+            pass
+        return count
 
     def take(self, size: int) -> bytes:
         """Return 1 to `size` bytes, from the buffer first."""
@@ -255,6 +298,8 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         super().__init__(fire_cont_frame=True, skip_utf8_validation=True)
         self._ahead = ReadAheadSocket()
         self._fragments = bytearray()
+        self._library_is_reading = False
+        """Whether the library holds a part of a frame or of a fragmented message."""
 
     def open(self, url: str, deadline: Deadline) -> None:
         """Connect and shake hands, all of it within the deadline; NotOpened when that fails.
@@ -290,11 +335,14 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         ahead.heed_wake()
         ahead.wait_until = wait_until
         while True:
-            frames, unusual = self._cut()
-            if frames:
-                return frames, False
-            if unusual:
+            if self._library_is_reading:
                 return self._read_unusual()
+            if ahead.at < len(ahead.buffered):
+                frames, unusual = self._cut()
+                if frames:
+                    return frames, False
+                if unusual:
+                    return self._read_unusual()
             ahead.fill()
 
     def _cut(self) -> tuple[list[bytes], bool]:
@@ -303,8 +351,8 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         buffered, at = ahead.buffered, ahead.at
         end = len(buffered)
         frames = []
-        unusual = self._library_is_reading()
-        while not unusual and end - at >= 2:  # noqa: PLR2004 - the shortest header
+        unusual = False
+        while end - at >= 2:  # noqa: PLR2004 - the shortest header
             first, length = buffered[at], buffered[at + 1]
             if first not in (_FIN_TEXT, _FIN_BINARY) or length >= _MASKED:
                 unusual = True
@@ -326,13 +374,12 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         ahead.at = at
         return frames, unusual
 
-    def _library_is_reading(self) -> bool:
-        """Whether the library holds a part of a frame or of a fragmented message."""
-        parts = self.frame_buffer
-        return bool(parts.header or parts.recv_buffer or self.cont_frame.recving_frames)
-
     def _read_unusual(self) -> tuple[list[bytes], bool]:
-        opcode, frame = self.recv_data_frame(control_frame=True)
+        try:
+            opcode, frame = self.recv_data_frame(control_frame=True)
+        finally:
+            parts = self.frame_buffer
+            self._library_is_reading = bool(parts.header or parts.recv_buffer or self.cont_frame.recving_frames)
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             self.close_frame = frame
             return [], True

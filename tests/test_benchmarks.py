@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import socket
@@ -10,11 +11,12 @@ import threading
 import time
 from collections import Counter
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import hotspots, loads, report, soak, svg, targets, topics, traced
+from benchmarks import hotspots, loads, report, shards, soak, svg, targets, topics, traced
 from benchmarks.children import Child
 from benchmarks.latency import legs, percentiles, sent_at_ns
 from benchmarks.load import Frames, Progress, Sender
@@ -290,3 +292,18 @@ def test_a_traced_run_of_the_real_service_is_complete_and_timed(broker: Broker) 
     assert 20 < measured.idle_mb <= measured.peak_mb
     assert measured.legs["send_to_ack"]["samples"] == pytest.approx(1000, abs=1)
     assert 0 <= measured.legs["send_to_read"]["p50"] <= measured.legs["send_to_ack"]["p50"]
+
+
+def test_two_real_shards_send_every_stream_once_and_it_is_verified(broker: Broker) -> None:
+    arguments = argparse.Namespace(load="realistic", frames=1500, rate=1500, pipeline="seeds")
+    with RestServer() as rest:
+        outcome = shards.run(2, arguments, broker.bootstrap_servers, rest.url)
+    assert outcome.fault == ""
+    assert [share.delivered for share in outcome.shares] == [1500, 1500]
+    assert sum(share.streams for share in outcome.shares) == len(loads.streams("realistic").split(","))
+
+
+def test_a_stream_on_two_shards_or_on_none_is_found() -> None:
+    streams = loads.streams("trades").split(",")
+    halves = [SimpleNamespace(streams=streams[:3]), SimpleNamespace(streams=streams[2:4])]
+    assert shards._overlap(halves, "trades") == f"subscribed to so often: {{{streams[2]!r}: 2, {streams[4]!r}: 0}}"

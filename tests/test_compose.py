@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "docker-compose.yml"
 HA = ROOT / "docker-compose.ha.yml"
+SHARDS = ROOT / "docker-compose.shards.yml"
 DEPLOY = ROOT / "deploy"
 OWN = ("topics", "ingestion")
 BROKERS = ("kafka", "kafka-2", "kafka-3")
@@ -91,7 +92,7 @@ def listeners(text: str) -> dict[str, str]:
     return dict(one.split("://") for one in text.split(","))
 
 
-@pytest.mark.parametrize("path", [BASE, HA], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [BASE, HA, SHARDS], ids=lambda path: path.name)
 def test_it_follows_the_schema_of_the_compose_specification(path: Path) -> None:
     schema = json.loads((DEPLOY / "compose-spec" / "compose-spec.json").read_text())
     model = read(path)
@@ -278,6 +279,32 @@ def test_the_overlays_service_uses_every_broker_and_three_replicas(overlay: Serv
 def test_kafkas_environment_becomes_its_properties() -> None:
     made = kafka_properties({"KAFKA_LOG_DIRS": "x", "KAFKA_MIN_INSYNC_REPLICAS": "2", "PATH": "y"}, Path("/k"))
     assert made == {"log.dirs": "/k/data", "min.insync.replicas": "2"}
+
+
+def test_the_shards_overlay_divides_the_streams_between_all_its_instances() -> None:
+    instances = {name: one for name, one in read(SHARDS)["services"].items() if name.startswith("ingestion")}
+    shards = [one["environment"] for one in instances.values()]
+    assert sorted(shard["SHARD_INDEX"] for shard in shards) == list(range(len(instances)))
+    assert {shard["SHARD_COUNT"] for shard in shards} == {len(instances)}
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.shards.yml").read_text())
+    single = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    [own] = [job for job in config["scrape_configs"] if job["job_name"] == "binance-ingestion"]
+    assert own["static_configs"] == [{"targets": [f"{name}:8000" for name in instances]}]
+    assert config | {"scrape_configs": None} == single | {"scrape_configs": None}
+
+
+@stack
+def test_composes_own_code_makes_each_shard_an_instance_of_its_own() -> None:
+    services = merged_compose(BASE, SHARDS)["services"]
+    first, second = services["ingestion"], services["ingestion-1"]
+    different = {"environment", "ports"}
+    assert {key: value for key, value in first.items() if key not in different} == {
+        key: value for key, value in second.items() if key not in different
+    }
+    assert environment_of(second) == environment_of(first) | {"SHARD_INDEX": "1"}
+    assert [port["published"] for port in (*first["ports"], *second["ports"])] == ["8000", "8001"]
+    [mounted] = [each for each in services["prometheus"]["volumes"] if each["target"].endswith("prometheus.yml")]
+    assert mounted["source"].endswith("prometheus.shards.yml")
 
 
 @stack

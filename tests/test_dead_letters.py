@@ -266,6 +266,30 @@ def test_selected_letters_are_sent_and_the_others_are_kept(place: Place, deliver
     assert sorted(place.values(place.trades)) == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_the_tables_of_all_shards_are_listed_and_sent_again(place: Place) -> None:
+    base = place.folder
+    for name in ("", "shard-0", "shard-1"):
+        spool = replace(place, folder=base / name).spool()
+        spool.bury([trade(place, f"of {name}".encode())], "PolicyViolationError", "no")
+        spool.close()
+    running = replace(place, folder=base / "shard-0").spool()
+    sharded = {"SHARD_COUNT": "2", "SHARD_INDEX": "0"}
+    listed = run(place, "list", "--json", **sharded)
+    assert listed.exit_code == 1
+    assert "the table shard-0 of the spool can only be worked on while the service is stopped" in listed.err
+    assert [(one["place"], one["id"]) for one in listed.lines] == [("table", "1"), ("table", "shard-1:1")]
+    running.close()
+    assert run(place, "list").out == run(place, "list", **sharded).out
+    one = run(place, "resend", "--id", "shard-1:1", "--place", "table", "--json", **sharded)
+    assert [(line["place"], line["resent"]) for line in one.lines] == [
+        ("table", 0),
+        ("table shard-0", 0),
+        ("table shard-1", 1),
+    ]
+    assert run(place, "resend", "--place", "table").exit_code == 0
+    assert sorted(place.values(place.trades)) == [b"of ", b"of shard-0", b"of shard-1"]
+
+
 def test_no_broker_is_one_clear_line(place: Place) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     ran = run(place, "list", "--wait", "1", KAFKA_BOOTSTRAP_SERVERS=nowhere)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 import time
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kafka import TopicPartition
@@ -154,6 +155,50 @@ def test_what_is_appended_is_read_back(
     assert [
         (one.partition, one.key, one.value, one.timestamp) for one in read_all(broker.bootstrap_servers, topic)
     ] == [(1, one.route.key, one.value, one.timestamp_ms) for one in events]
+
+
+class Noting(BatchAppender):
+    """Notes of each batch that was sent how long it is, compressed, and how long its records are."""
+
+    def __init__(self, producer: KafkaProducer, settle: Fates) -> None:
+        super().__init__(producer, settle)
+        self.sent: list[tuple[int, int]] = []
+
+    def learn(self, batch: Any) -> None:
+        super().learn(batch)
+        self.sent.append((batch.records.size_in_bytes(), batch.records._bytes_written))
+
+
+CHANCE = random.Random(7)
+TRADE = b'{"e":"aggTrade","s":"BTCUSDT","p":"61700.00000000","q":"0.05%x","m":true,"M":true}'
+
+
+@pytest.mark.parametrize(
+    ("some_value", "bounds"),
+    [(lambda: TRADE % CHANCE.randrange(10**9), (2, 12)), (lambda: CHANCE.randbytes(200), (0.5, 1))],
+    ids=["compressible", "random"],
+)
+def test_a_batch_is_filled_up_to_its_size_as_it_is_sent(
+    some_value: Callable[[], bytes],
+    bounds: tuple[float, float],
+    broker: Broker,
+    make_topic: MakeTopic,
+    fates: Fates,
+) -> None:
+    topic, batch_size = make_topic(1), 4_096
+    events = [event(some_value()) for _ in range(9_000)]
+    config = KafkaConfig(bootstrap_servers=(broker.bootstrap_servers,), batch_size=batch_size)
+    with ended_afterwards() as producers:
+        producers.append(open_producer(config))
+        producers[0].partitions_for(topic)
+        appender = Noting(producers[0], fates)
+        for start in range(0, len(events), 1_500):
+            appender.append(TopicPartition(topic, 0), events[start : start + 1_500])
+            fates.wait_for(start + 1_500)
+    assert fates.acknowledged == values(events)
+    assert all(compressed <= 1.2 * batch_size for compressed, _ in appender.sent)
+    longest = max(raw for _, raw in appender.sent)
+    assert bounds[0] < longest / batch_size <= bounds[1]
 
 
 @pytest.mark.parametrize("settings", [{"acks": "1"}, {"acks": "0"}, {"retries": 0}, {"acks": "1", "retries": 0}])

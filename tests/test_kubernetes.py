@@ -190,13 +190,10 @@ def test_the_service_has_ten_minutes_to_read_a_large_spool_before_it_must_answer
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
 
 
-def test_there_is_one_replica_until_the_service_knows_shards(
+def test_each_replica_is_the_shard_of_its_number_and_there_are_as_many_as_shards(
     stateful_set: dict[str, Any], container: dict[str, Any]
 ) -> None:
-    if "SHARD_COUNT" not in known_variables():
-        assert stateful_set["replicas"] == 1
-        return
-    environment = {entry["name"]: entry for entry in container.get("env", [])}
+    environment = {entry["name"]: entry for entry in container["env"]}
     index = environment["SHARD_INDEX"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert index == "metadata.labels['apps.kubernetes.io/pod-index']"
     assert int(variables("settings")["SHARD_COUNT"]) == stateful_set["replicas"]
@@ -255,4 +252,5 @@ def test_kustomize_builds_valid_objects_whose_names_fit_together(name: str) -> N
     assert config["configMapRef"]["name"] == by_kind["ConfigMap"]["metadata"]["name"] != "settings"
     assert secret["secretRef"]["name"] == by_kind["Secret"]["metadata"]["name"] != "secrets"
     assert container["image"].endswith("binance-ingestion:1.0.0")
+    assert by_kind["StatefulSet"]["spec"]["replicas"] == int(by_kind["ConfigMap"]["data"]["SHARD_COUNT"])
     assert LABELS.items() <= by_kind["Service"]["metadata"]["labels"].items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from src.backoff import Backoff
 from src.deadline import Deadline
+from src.memory import limit_arenas
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -185,3 +187,8 @@ def test_many_workers_end_and_each_is_reported_once() -> None:
     assert all(worker.join(SOON) for worker in workers)
     assert set(owner.ended) == set(workers)
     assert len(owner.ended) == next(count) == 50
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
+def test_glibc_takes_the_bound_on_its_arenas() -> None:
+    assert limit_arenas()

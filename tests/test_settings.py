@@ -72,14 +72,16 @@ DEFAULTS: dict[str, object] = {
     "BACKFILL_MAX_WAIT_SECONDS": 10,
     "BACKFILL_MAX_HELD_EVENTS": 50_000,
     "BACKFILL_SNAPSHOT_LEVELS": 1000,
-    "DELIVERY_MAX_IN_FLIGHT_RECORDS": 200_000,
-    "DELIVERY_MAX_IN_FLIGHT_BYTES": 104_857_600,
+    "DELIVERY_MAX_IN_FLIGHT_RECORDS": 100_000,
+    "DELIVERY_MAX_IN_FLIGHT_BYTES": 33_554_432,
     "SPOOL_PATH": Path("data/spool"),
     "SPOOL_MAX_BYTES": 10 * 1024**3,
     "SPOOL_MIN_FREE_BYTES": 1024**3,
     "SPOOL_FSYNC": "normal",
     "CHECKPOINT_INTERVAL_SECONDS": 10,
     "RESUME_TIMEOUT_SECONDS": 30,
+    "SHARD_INDEX": 0,
+    "SHARD_COUNT": 1,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
     "METRICS_INTERVAL_SECONDS": 30,
@@ -101,7 +103,10 @@ SECRET_FILES = {
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.upper().startswith(
-            ("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "LOG_", "MONITORING_")
+            (
+                *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "SPOOL_", "SHARD_", "LOG_"),
+                "MONITORING_",
+            )
         ):
             monkeypatch.delenv(name)
     for name in ("METRICS_INTERVAL_SECONDS", "SHUTDOWN_TIMEOUT_SECONDS"):

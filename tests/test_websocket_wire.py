@@ -688,6 +688,44 @@ def test_tls_carries_frames_of_every_size_in_both_directions() -> None:
 
 
 @pytest.mark.usefixtures("authority")
+def test_frames_in_tls_records_of_their_own_are_one_chunk() -> None:
+    sent = threading.Event()
+
+    def behave(peer: ssl.SSLSocket) -> None:
+        shake_hands(peer)
+        for number in range(200):
+            peer.sendall(frame(b"%d" % number))
+        sent.set()
+        wait_for_the_end(peer)
+
+    with serving(tls(behave, "localhost")) as port, reader_that_opens() as reader:
+        reader.open(f"wss://localhost:{port}/stream", Deadline(PATIENCE))
+        assert sent.wait(PATIENCE)
+        assert reader.read(soon()) == ([b"%d" % number for number in range(200)], False)
+
+
+@pytest.mark.usefixtures("authority")
+def test_the_end_of_tls_is_noticed_although_tcp_stays_open() -> None:
+    over = threading.Event()
+
+    def behave(peer: ssl.SSLSocket) -> None:
+        shake_hands(peer, frame(b"last"))
+        peer.settimeout(0)
+        with suppress(OSError):
+            peer.unwrap()  # says goodbye, and would wait for an answer
+        over.wait(PATIENCE)
+
+    with serving(tls(behave, "localhost")) as port, reader_that_opens() as reader:
+        reader.open(f"wss://localhost:{port}/stream", Deadline(PATIENCE))
+        assert reader.read(soon()) == ([b"last"], False)
+        began = time.monotonic()
+        with pytest.raises(ConnectionLost):
+            reader.read(soon())
+        over.set()
+        assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.usefixtures("authority")
 def test_a_certificate_for_another_host_is_refused() -> None:
     with serving(tls(wait_for_the_end, "elsewhere.example")) as port:
         why = why_not_opened(f"wss://localhost:{port}/stream")
