@@ -138,9 +138,10 @@ class Delivery:
         self._spool.close()
 
     def _has_hope(self, connecting: Deadline) -> bool:
-        left = self._sink.in_flight.records or self._spool.count
+        on_their_way = (self._sink.in_flight, self._sink.copies_in_flight)
+        left = sum(each.records for each in on_their_way) + self._spool.count
         absent = not self._sink.ready and connecting.expired
-        stuck = absent or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
+        stuck = absent or max(each.stalled_seconds for each in on_their_way) > _HOPELESS_SECONDS
         return bool(left) and not stuck and self._drainer.alive
 
     def _go_by_way_of_the_disk(self, sent_up_to: int) -> None:
