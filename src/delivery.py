@@ -3,15 +3,17 @@
 Events get a sequence number on the way in. In the direct mode they go to the sink and no further. As soon
 as the sink does not take one (no producer, bound reached), loses one, or acknowledges nothing for a second, the
 mode is spooled: what is in flight is written to disk as well, what comes is written behind it, and the drainer
-sends from the disk, in order, whatever Kafka takes, until the disk is empty. A record leaves the disk only when
-it was acknowledged. Per key the order in Kafka is the order of the sequence numbers: there is one sender at a
-time, and when a record fails the producer is broken off before a later one of its partition can be sent;
-everything unacknowledged is then sent again from the disk.
+sends from the disk, in order, whatever Kafka takes, until the disk is empty. In either mode a record that waits
+for its own partition while others are acknowledged is written to disk as well, and the others flow on. A record
+leaves the disk only when it was acknowledged. Per key the order in Kafka is the order of the sequence numbers:
+there is one sender at a time, and when a record fails the producer is broken off before a later one of its
+partition can be sent; everything unacknowledged is then sent again from the disk.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,15 @@ _WRITE_AT_ONCE = 2_000
 _DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
 _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
+_LATE_SECONDS = 2.0
+"""What is unacknowledged for so long, beyond its lingering, is written to disk as well."""
+_LATEST_SECONDS = 5.0
+"""However long it may linger."""
+_AGAIN_SECONDS = 5.0
+"""After so long a disk is asked again that did not take what is in flight."""
+_PROBE = 100
+_PROBE_SECONDS = 1.0
+"""So many events are sent so often while nothing is acknowledged: what stalls may be one partition alone."""
 _HOPELESS_SECONDS = 5.0
 """At the stop: how long Kafka may acknowledge nothing before the rest is left on disk."""
 _CONNECTING_SECONDS = 3.0
@@ -75,8 +86,10 @@ class Delivery:
         """Of what is on disk, everything up to this number is in flight or acknowledged."""
         self._recording = not self._direct
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
-        self._secured = False
-        """Whether what went straight to the sink and is still in flight is on disk as well, or cannot be."""
+        self._late = 0
+        """Records in flight that waited for their partitions when they were last looked for."""
+        self._look_at = self._probe_at = 0.0
+        self._again_at: float | None = None
         self._acknowledged: deque[list[Event]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
@@ -221,10 +234,9 @@ class Delivery:
         except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
             self._telemetry.spool_failing(str(error))
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
-        if stalled and not self._secured:
-            self._secure()
-        elif ready and not stalled and not self._direct:
-            self._send_from_disk()
+        self._secure(stalled=stalled)
+        if ready and not self._direct:
+            self._send_from_disk(stalled=stalled)
         self._dead_letters.forward()
 
     def _take_back(self, returned: _Returned) -> None:
@@ -264,30 +276,49 @@ class Delivery:
             if self._direct and not self._spool.count:
                 self._recording = False
 
-    def _secure(self) -> None:
-        """Write what is in flight to disk as well; it is not sent from there unless it comes back."""
-        with self._lock:
-            if self._direct:
+    def _secure(self, *, stalled: bool) -> None:
+        """See to it that what waits, and in a stall all that is in flight, is on disk as well."""
+        now = time.monotonic()
+        if stalled and self._direct:
+            self._probe_at = now + _PROBE_SECONDS
+            with self._lock:
                 self._go_by_way_of_the_disk(self._next - 1)
-            self._secured = True
-        events = sorted(self._sink.unacknowledged(), key=_seq)
+        elif now < self._look_at:
+            return
+        self._look_at = now + _TICK_SECONDS
+        patience = min(_LATE_SECONDS + self._sink.in_flight.lingering_seconds, _LATEST_SECONDS)
+        self._late = self._sink.count_late(now - patience)
+        if stalled or self._late:
+            self._write_late(now if stalled else now - patience)
+
+    def _write_late(self, before: float) -> None:
+        """Write what is in flight since before then; it is not sent from the disk unless it comes back."""
+        self._recording = True  # first: what is acknowledged from here on has to be deleted on disk
+        again = self._again_at is not None and time.monotonic() >= self._again_at
+        if again:
+            self._again_at = None
+        events = sorted(self._sink.late(before, again=again), key=_seq)
         for start in range(0, len(events), _WRITE_AT_ONCE):
             try:
                 self._spool.append(events[start : start + _WRITE_AT_ONCE])
             except (SpoolFull, SpoolFailed) as error:
                 self._telemetry.not_secured(len(events) - start, str(error))
+                self._again_at = time.monotonic() + _AGAIN_SECONDS
                 return
 
-    def _send_from_disk(self) -> None:
+    def _send_from_disk(self, *, stalled: bool) -> None:
         """Send what comes next on disk; return to the direct mode when there is nothing."""
-        if self._sink.in_flight.records >= _DRAIN_IN_FLIGHT:
+        now = time.monotonic()
+        if self._sink.in_flight.records - self._late >= _DRAIN_IN_FLIGHT or (stalled and now < self._probe_at):
             return
+        self._probe_at = now + _PROBE_SECONDS
         with self._lock:  # `accept` cannot come between, nor evict what is about to be sent
             before = self._sent_up_to
-            events = self._spool.read(before, _READ_AT_ONCE)
+            events = self._spool.read(before, _PROBE if stalled else _READ_AT_ONCE)
+            if not events and stalled:
+                return
             if not events:
                 self._direct = True
-                self._secured = False
                 self._telemetry.spooling_ended()
                 return
             self._sent_up_to = events[-1].seq

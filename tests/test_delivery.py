@@ -250,6 +250,101 @@ class _Same(list[Any]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def test_what_waits_for_one_partition_is_put_on_disk_while_the_others_flow_directly(
+    by_hand: Callable[..., Rig],
+) -> None:
+    rig = by_hand(ScriptedKafka())
+    stuck: list[Event] = []
+    for _ in range(5):
+        stuck += let_all_but_one_line_flow(rig, 600)
+        rig.sink.aged = 0.0
+        rig.step()
+        rig.sink.aged = 2.1
+        rig.delivery._look_at = 0.0
+        rig.step()
+        assert content_of(rig.spool) == stuck
+        assert not rig.delivery.spooling
+    assert rig["messages_spooled"] == 0
+    assert rig["messages_in_flight"] == len(stuck)
+    rig.sink.lose_the_producer()
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+    rig.accept(10)
+    assert rig.spool.count == 0, "direct again"
+
+
+def let_all_but_one_line_flow(rig: Rig, count: int) -> list[Event]:
+    """Accept events and answer all but those of one line; return those."""
+    first = len(rig.feed.made)
+    rig.accept(count)
+    lines = sorted(rig.sink.lines())
+    for line in lines[1:]:
+        rig.sink.answer(line)
+    return lines_in(rig.feed.made[first:], lines[0])
+
+
+def lines_in(events: Iterable[Event], line: tuple[str, bytes | None]) -> list[Event]:
+    return [event for event in events if (event.route.topic, event.route.key) == line]
+
+
+def test_nothing_is_put_on_disk_while_it_lingers(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka())
+    rig.sink.in_flight.lingering_seconds = 2.0
+    let_all_but_one_line_flow(rig, 600)
+    for aged, on_disk in ((3.9, False), (4.1, True)):
+        rig.sink.aged = aged
+        rig.delivery._look_at = 0.0
+        rig.step()
+        assert bool(rig.spool.count) is on_disk
+    assert not rig.delivery.spooling
+    rig.sink.in_flight.lingering_seconds = 60.0
+    let_all_but_one_line_flow(rig, 600)
+    rig.sink.aged = 5.1
+    rig.delivery._look_at = 0.0
+    rig.step()
+    assert rig.spool.count == rig.sink.in_flight.records, "no longer than a flush, however long it may linger"
+    drain(rig)
+
+
+def test_what_waits_is_offered_again_to_a_disk_that_did_not_take_it(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka())
+    rig.delivery._spool = disk = Unwilling(rig.spool)  # type: ignore[assignment]
+    disk.failing = {"append"}
+    stuck = let_all_but_one_line_flow(rig, 600)
+    rig.sink.aged = 2.1
+    rig.step()
+    assert rig.spool.count == 0
+    disk.failing = set()
+    rig.delivery._look_at = 0.0
+    rig.step()
+    assert rig.spool.count == 0, "not before some seconds have gone by"
+    rig.delivery._look_at = rig.delivery._again_at = 0.0
+    rig.step()
+    assert content_of(rig.spool) == stuck
+    assert rig["messages_dropped"] == 0
+    drain(rig)
+
+
+def test_while_nothing_is_acknowledged_a_few_are_sent_now_and_then_and_the_rest_stays_on_disk(
+    by_hand: Callable[..., Rig],
+) -> None:
+    rig = by_hand(ScriptedKafka())
+    rig.accept(600)
+    rig.sink.in_flight.stalled = 1.1
+    rig.step()
+    rig.accept(1000)
+    rig.step()
+    assert rig.sink.in_flight.records == 600
+    for probes in (1, 2):
+        rig.delivery._probe_at = 0.0
+        rig.step()
+        rig.step()
+        assert rig.sink.in_flight.records == 600 + probes * 100
+    assert rig.delivery.spooling
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+
+
 def test_as_much_as_fits_is_secured(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka(), max_bytes=1_000_000)
     for _ in range(100):
@@ -542,7 +637,7 @@ actions = st.lists(
             st.integers(0, 5),
         ),
         st.tuples(
-            st.sampled_from(["step", "end and reopen", "end", "reopen", "lose", "stall", "flow"]), st.none()
+            st.sampled_from(["step", "end and reopen", "end", "reopen", "lose", "stall", "flow", "age"]), st.none()
         ),
     ),
     max_size=60,
@@ -574,6 +669,9 @@ def test_any_sequence_of_fates_loses_doubles_and_overtakes_nothing(  # noqa: C90
                 kafka.in_flight.stalled = None
             elif verb == "lose":
                 kafka.lose_the_producer()
+            elif verb == "age":
+                kafka.aged = 2.1 - kafka.aged
+                rig.delivery._look_at = rig.delivery._probe_at = 0.0
             elif verb.startswith("end"):
                 if kafka.broken:
                     kafka.end(chance)
@@ -651,6 +749,8 @@ def test_racing_threads_lose_double_and_overtake_nothing(seed: int, tmp_path: Pa
             clockwork.verdicts += [chance.choice(("fail", "lost", "poison", "ack"))] * chance.randint(0, 2)
             if chance.random() < 0.1:
                 kafka.in_flight.stalled = chance.choice((None, 1.1))
+            if chance.random() < 0.1:
+                kafka.aged = chance.choice((0.0, 2.1))
             if chance.random() < 0.1:
                 kafka.lose_the_producer()
             assert balanced(rig.telemetry.snapshot())
