@@ -57,11 +57,13 @@ class Verdict:
     possible: int
     twice: int
     faults: list[str]
+    memory_mb: float = 0.0
+    """The most that any run of the service had resident so far."""
 
     def __str__(self) -> str:
         order = "broken" if any(" after " in fault for fault in self.faults) else "kept"
         verdict = "; ".join(self.faults) or ("too many twice" if self.twice > self.possible else "ok")
-        numbers = f"{self.sent:>9} {self.delivered:>9} {self.possible:>8} {self.twice:>6}"
+        numbers = f"{self.sent:>9} {self.delivered:>9} {self.possible:>8} {self.twice:>6} {self.memory_mb:>7.0f}"
         return f"{self.fault:<16} {self.seconds:>6.1f} {numbers}  {order:<6}  {verdict}"
 
     @property
@@ -99,6 +101,14 @@ class Service:
         except OSError:
             return {}
 
+    def memory_mb(self) -> float:
+        """Return the most that it had resident; 0 where the system does not tell."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        except OSError:
+            return 0.0
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
     def stop(self) -> dict[str, Any]:
         """Stop it in an orderly way; return its last metrics."""
         self._process.send_signal(signal.SIGTERM)
@@ -126,6 +136,7 @@ class Chaos:
         self._exchange = stack.enter_context(Exchange(Settings(rate=rate, seed=seed, symbols=_SYMBOLS)))
         self._possible = 0
         """Possible duplicates of the runs of the service that have ended."""
+        self._memory_mb = 0.0
         self._service = self._started()
         stack.callback(lambda: self._service.end())  # noqa: PLW0108 - of the last run, not of this one
         self._until(lambda: self._service.metrics().get("kafka_produced", 0) > 0, "the first event in Kafka")
@@ -152,8 +163,19 @@ class Chaos:
         possible = self._possible + self._service.metrics()["possible_duplicates"]
         self._exchange.command("rate", self._exchange.settings.rate)
         return Verdict(
-            name, seconds, findings.sent, findings.delivered, possible, findings.duplicates, findings.faults
+            name,
+            seconds,
+            findings.sent,
+            findings.delivered,
+            possible,
+            findings.duplicates,
+            findings.faults,
+            self._peak(),
         )
+
+    def _peak(self) -> float:
+        self._memory_mb = max(self._memory_mb, self._service.memory_mb())
+        return self._memory_mb
 
     # Faults
 
@@ -188,6 +210,7 @@ class Chaos:
     def _service_stopped(self, seconds: float) -> None:
         self._proxy.refuse()
         time.sleep(seconds)
+        self._peak()
         self._possible += self._service.stop()["possible_duplicates"]
         self._proxy.flow()
         self._service = self._started()
@@ -237,7 +260,8 @@ class Chaos:
 def main() -> int:
     """Run the sequence and print the table; return the exit code."""
     asked = _command_line()
-    print(f"{'fault':<16} {'s':>6} {'sent':>9} {'delivered':>9} {'possible':>8} {'twice':>6}  order   verdict")  # noqa: T201
+    columns = f"{'sent':>9} {'delivered':>9} {'possible':>8} {'twice':>6} {'peak MB':>7}"
+    print(f"{'fault':<16} {'s':>6} {columns}  order   verdict")  # noqa: T201
     good = True
     until = time.monotonic() + asked.seconds
     with ExitStack() as stack:

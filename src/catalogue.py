@@ -14,7 +14,7 @@ COUNTERS = {
     "messages_dropped": "events lost because the disk did not take them",
     "messages_dead_lettered": "events that Kafka will never take, set aside with the reason",
     "messages_recovered": "events that an earlier run had left on disk",
-    "possible_duplicates": "events sent again because the answer to the first sending was lost",
+    "possible_duplicates": "events sent again that may be there already: an answer was lost, or a run killed",
     "kafka_produced": "events acknowledged by Kafka",
     "kafka_failed": "events that Kafka did not take",
     "bytes_sent": "bytes of acknowledged record values, before compression",
@@ -41,7 +41,7 @@ GAUGES = {
 }
 REASONS = {
     "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object"),
-    "messages_dropped": ("spool_full", "spool_failed", "stage_failed", "read_after_shutdown"),
+    "messages_dropped": ("spool_full", "spool_failed", "spool_damaged", "stage_failed", "read_after_shutdown"),
     "kafka_failed": (),
     "connection_failures": ("closed", "silent", "not_opened", "timeout", "other"),
 }

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
 from src.deadline import Deadline
-from src.spool import SpoolFailed, SpoolFull
+from src.second_copies import SecondCopies
+from src.spool import SpoolDamaged, SpoolFailed, SpoolFull
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -32,19 +33,13 @@ if TYPE_CHECKING:
     from src.telemetry import Telemetry
 
 _READ_AT_ONCE = 2_000
-_WRITE_AT_ONCE = 2_000
 _DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
 _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
-_LATE_SECONDS = 2.0
-"""What is unacknowledged for so long, beyond its lingering, is written to disk as well."""
-_LATEST_SECONDS = 5.0
-"""However long it may linger."""
-_AGAIN_SECONDS = 5.0
-"""After so long a disk is asked again that did not take what is in flight."""
 _PROBE = 100
 _PROBE_SECONDS = 1.0
 """So many events are sent so often while nothing is acknowledged: what stalls may be one partition alone."""
+_SPOILED = "the disk gave back other bytes than were written"
 _HOPELESS_SECONDS = 5.0
 """At the stop: how long Kafka may acknowledge nothing before the rest is left on disk."""
 _CONNECTING_SECONDS = 3.0
@@ -86,10 +81,11 @@ class Delivery:
         """Of what is on disk, everything up to this number is in flight or acknowledged."""
         self._recording = not self._direct
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
-        self._late = 0
-        """Records in flight that waited for their partitions when they were last looked for."""
-        self._look_at = self._probe_at = 0.0
-        self._again_at: float | None = None
+        self._copies = SecondCopies(sink, spool, telemetry)
+        self._probe_at = 0.0
+        self._files_damaged = 0
+        self._resuming = 0
+        """Events that were read and are on their way to the sink, still counted as on disk."""
         self._acknowledged: deque[list[Event]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
@@ -104,7 +100,7 @@ class Delivery:
         if self._spool.damaged:
             self._telemetry.spool_damaged(str(self._spool.damaged))
         if self._spool.count:
-            self._telemetry.recovered(self._spool.count)
+            self._telemetry.recovered(self._spool.count, self._spool.count_sent())
         self._sink.start()
         self._drainer.start()
 
@@ -146,6 +142,7 @@ class Delivery:
         self._sink.close(deadline)
         try:
             self._step(final=True)
+            self._spool.nothing_sent()  # whatever may be there twice is counted by now
         except SpoolFailed as error:
             self._telemetry.spool_failing(str(error))
         self._spool.close()
@@ -168,7 +165,11 @@ class Delivery:
     def _store(self, events: Sequence[Event], was: str) -> int:
         """Write events to disk, what matters most when it does not take all; return how many it took."""
         try:
-            self._spool.append(events)
+            try:
+                self._spool.append(events)
+            except SpoolDamaged:
+                self._begin_anew()
+                self._spool.append(events)
         except (SpoolFull, SpoolFailed) as error:
             reason = "spool_full" if isinstance(error, SpoolFull) else "spool_failed"
             return self._store_what_matters_most(events, was, reason, str(error))
@@ -195,6 +196,15 @@ class Delivery:
             self._telemetry.spooled(len(others))
         return len(others)
 
+    def _begin_anew(self) -> None:
+        """Set a damaged file aside, under the lock; what waits in it is lost, what is in flight is not."""
+        self._sent_up_to = max(self._sent_up_to, self._spool.last_seq)
+        self._files_damaged += 1
+        self._spool.replace()
+        self._telemetry.spool_damaged(str(self._spool.damaged))
+        self._telemetry.lost_on_disk(self._resuming)
+        self._copies.write_again()
+
     # Fates
 
     def _settled(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
@@ -220,9 +230,19 @@ class Delivery:
             self._wake.clear()
             try:
                 self._step()
+            except SpoolDamaged as error:
+                self._mend(error)
             except SpoolFailed as error:
                 self._telemetry.spool_failing(str(error))
                 self._closing.wait(_TICK_SECONDS)
+
+    def _mend(self, error: SpoolDamaged) -> None:
+        try:
+            with self._lock:
+                self._begin_anew()
+        except SpoolFailed:
+            self._telemetry.spool_failing(str(error))
+            self._closing.wait(_TICK_SECONDS)
 
     def _step(self, *, final: bool = False) -> None:
         ready = self._sink.ready and not final  # asked first: what an ended producer returned is there by then
@@ -231,10 +251,19 @@ class Delivery:
             self._returned.popleft()  # not before: `accept` looks whether there are any
         try:
             self._forget_acknowledged()
+        except SpoolDamaged:
+            raise
         except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
             self._telemetry.spool_failing(str(error))
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
-        self._secure(stalled=stalled)
+        if stalled and self._direct:
+            self._copies.look_at_once()
+            self._probe_at = time.monotonic() + _PROBE_SECONDS
+            with self._lock:
+                self._go_by_way_of_the_disk(self._next - 1)
+        if self._copies.wanted(stalled=stalled):
+            self._recording = True  # first: what is acknowledged from here on has to be deleted on disk
+            self._copies.write()
         if ready and not self._direct:
             self._send_from_disk(stalled=stalled)
         self._dead_letters.forward()
@@ -252,9 +281,9 @@ class Delivery:
         with self._lock:
             if self._direct:
                 self._go_by_way_of_the_disk(self._next - 1)
-            self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
             absent = self._spool.absent(events)
             kept = len(events) - len(absent) + self._store(absent, "in_flight")
+            self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
             self._telemetry.returned(kept, possible_duplicates=kept * maybe_written)
 
     def _bury(self, returned: _Returned) -> None:
@@ -262,6 +291,8 @@ class Delivery:
         try:
             self._spool.bury(returned.events, reason, error)
             self._telemetry.dead_lettered(returned.events, reason, error)
+        except SpoolFull as failure:
+            self._telemetry.dropped(returned.events, "spool_full", was="in_flight", error=str(failure))
         except SpoolFailed as failure:
             self._telemetry.dropped(returned.events, "spool_failed", was="in_flight", error=str(failure))
 
@@ -273,64 +304,50 @@ class Delivery:
             self._spool.remove(self._to_remove)
             self._to_remove.clear()
         with self._lock:
-            if self._direct and not self._spool.count:
+            is_over = self._recording and self._direct and not self._spool.count
+            if is_over:
                 self._recording = False
-
-    def _secure(self, *, stalled: bool) -> None:
-        """See to it that what waits, and in a stall all that is in flight, is on disk as well."""
-        now = time.monotonic()
-        if stalled and self._direct:
-            self._probe_at = now + _PROBE_SECONDS
-            with self._lock:
-                self._go_by_way_of_the_disk(self._next - 1)
-        elif now < self._look_at:
-            return
-        self._look_at = now + _TICK_SECONDS
-        patience = min(_LATE_SECONDS + self._sink.in_flight.lingering_seconds, _LATEST_SECONDS)
-        self._late = self._sink.count_late(now - patience)
-        if stalled or self._late:
-            self._write_late(now if stalled else now - patience)
-
-    def _write_late(self, before: float) -> None:
-        """Write what is in flight since before then; it is not sent from the disk unless it comes back."""
-        self._recording = True  # first: what is acknowledged from here on has to be deleted on disk
-        again = self._again_at is not None and time.monotonic() >= self._again_at
-        if again:
-            self._again_at = None
-        events = sorted(self._sink.late(before, again=again), key=_seq)
-        for start in range(0, len(events), _WRITE_AT_ONCE):
-            try:
-                self._spool.append(events[start : start + _WRITE_AT_ONCE])
-            except (SpoolFull, SpoolFailed) as error:
-                self._telemetry.not_secured(len(events) - start, str(error))
-                self._again_at = time.monotonic() + _AGAIN_SECONDS
-                return
+        if is_over:
+            self._spool.shrink()
 
     def _send_from_disk(self, *, stalled: bool) -> None:
         """Send what comes next on disk; return to the direct mode when there is nothing."""
         now = time.monotonic()
-        if self._sink.in_flight.records - self._late >= _DRAIN_IN_FLIGHT or (stalled and now < self._probe_at):
+        waiting = self._sink.in_flight.records - self._copies.late
+        if waiting >= _DRAIN_IN_FLIGHT or (stalled and now < self._probe_at):
             return
         self._probe_at = now + _PROBE_SECONDS
         with self._lock:  # `accept` cannot come between, nor evict what is about to be sent
-            before = self._sent_up_to
+            before, files_damaged = self._sent_up_to, self._files_damaged
             events = self._spool.read(before, _PROBE if stalled else _READ_AT_ONCE)
-            if not events and stalled:
-                return
-            if not events:
+            self._bury_spoiled()
+            if not events and not stalled:
                 self._direct = True
                 self._telemetry.spooling_ended()
+            if not events:
                 return
-            self._sent_up_to = events[-1].seq
+            self._sent_up_to, self._resuming = events[-1].seq, len(events)
+        self._note_sending(events[-1].seq)
         # What came back meanwhile is not yet subtracted from _sent_up_to, and a next producer may be open soon.
         taken = 0 if self._returned else self._sink.send(events)
-        self._telemetry.resumed(taken)
+        with self._lock:
+            self._resuming = 0
+            self._telemetry.resumed(taken)
+            if files_damaged != self._files_damaged:
+                self._telemetry.dropped(events[taken:], "spool_damaged", was="spooled")
+            elif taken < len(events):
+                self._sent_up_to = events[taken - 1].seq if taken else before
         if taken == len(events):
             self._wake.set()  # for the next ones
-            return
-        with self._lock:
-            self._sent_up_to = events[taken - 1].seq if taken else before
 
+    def _note_sending(self, up_to: int) -> None:
+        """Keep on disk what may be in Kafka from here on; a full disk is no reason not to send it."""
+        try:
+            self._spool.sending(up_to)
+        except SpoolFailed as error:
+            self._telemetry.spool_failing(str(error))
 
-def _seq(event: Event) -> int:
-    return event.seq
+    def _bury_spoiled(self) -> None:
+        for event in self._spool.take_spoiled():
+            self._spool.bury([event], "ChecksumMismatch", _SPOILED)
+            self._telemetry.dead_lettered([event], "ChecksumMismatch", _SPOILED, was="spooled")

@@ -129,11 +129,12 @@ class Telemetry:
         with self._lock:
             self._counts["possible_duplicates"] += possible_duplicates
 
-    def recovered(self, events: int) -> None:
-        """Count what an earlier run has left on disk."""
+    def recovered(self, events: int, possible_duplicates: int = 0) -> None:
+        """Count what an earlier run has left on disk, and how much of it that run may have sent."""
         with self._lock:
             self._counts["messages_recovered"] += events
             self._counts["messages_spooled"] += events
+            self._counts["possible_duplicates"] += possible_duplicates
         self._log.info("spool_recovered", events=events)
 
     def spool_redirected(self, events: int) -> None:
@@ -154,9 +155,9 @@ class Telemetry:
             self._dropped_by_symbol.update(symbols)
         self._error("events_dropped", reason, count=len(events), symbols=dict(symbols.most_common(5)), error=error)
 
-    def dead_lettered(self, events: Sequence[Event], reason: str, error: str) -> None:
+    def dead_lettered(self, events: Sequence[Event], reason: str, error: str, was: str = "in_flight") -> None:
         """Count events that Kafka will never take."""
-        self._move(len(events), "messages_in_flight", "messages_dead_lettered")
+        self._move(len(events), f"messages_{was}", "messages_dead_lettered")
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
 
@@ -179,6 +180,17 @@ class Telemetry:
     def spool_damaged(self, path: str) -> None:
         """Log that a file was found damaged and set aside."""
         self._log.error("spool_damaged", set_aside_as=path)
+
+    def lost_on_disk(self, resuming: int) -> None:
+        """Count what lay in a file that was set aside; `resuming` events of it were read before."""
+        with self._lock:
+            lost = self._counts["messages_spooled"] - resuming
+            self._counts["messages_spooled"] -= lost
+            self._counts["messages_dropped"] += lost
+            if lost:
+                self._by_reason["messages_dropped"]["spool_damaged"] += lost
+        if lost:
+            self._error("events_dropped", "spool_damaged", count=lost)
 
     def spooling_started(self) -> None:
         """Log that events go to disk from here on."""
