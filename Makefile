@@ -5,6 +5,8 @@ READY := .venv/.ready
 WORKERS := 3  # test processes at a time
 SECONDS := 1800
 RATE := 20000
+BROKER := embedded  # or kafka4, kafka3
+SEED := 7
 IMAGE := localhost/binance-ingestion:latest
 
 .PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-shards bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
@@ -59,8 +61,9 @@ bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch
 	$(BIN)/python -m benchmarks.bench --broker kafka4
 
-chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is in it is compared with what was sent
-	$(BIN)/python -m sandbox.chaos --seconds 300
+chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is in it is compared with what was sent: make chaos-kafka BROKER=kafka4 SEED=7
+	$(if $(filter-out embedded,$(BROKER)),$(BIN)/python -m sandbox.brokers fetch)
+	$(BIN)/python -m sandbox.chaos --seconds 300 --broker $(BROKER) --seed $(SEED)
 
 chaos-exchange: $(READY)  ## the exchange fails in random ways for five minutes; Kafka must hold each id once, in order
 	$(BIN)/python -m sandbox.chaos_exchange --seconds 300

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from kafka import KafkaConsumer, TopicPartition
 
 from sandbox.brokers import BROKERS, Broker, EmbeddedBroker, free_port
-from sandbox.completeness import STREAM_TYPES, Lines
+from sandbox.completeness import STREAM_TYPES, Findings, Lines
 from sandbox.exchange import Exchange, Settings
 from sandbox.proxy import Proxy
 
@@ -57,11 +57,13 @@ class Verdict:
     possible: int
     twice: int
     faults: list[str]
+    memory_mb: float = 0.0
+    """The most that any run of the service had resident so far."""
 
     def __str__(self) -> str:
         order = "broken" if any(" after " in fault for fault in self.faults) else "kept"
         verdict = "; ".join(self.faults) or ("too many twice" if self.twice > self.possible else "ok")
-        numbers = f"{self.sent:>9} {self.delivered:>9} {self.possible:>8} {self.twice:>6}"
+        numbers = f"{self.sent:>9} {self.delivered:>9} {self.possible:>8} {self.twice:>6} {self.memory_mb:>7.0f}"
         return f"{self.fault:<16} {self.seconds:>6.1f} {numbers}  {order:<6}  {verdict}"
 
     @property
@@ -103,6 +105,14 @@ class Service:
         except OSError:
             return {}
 
+    def memory_mb(self) -> float:
+        """Return the most that it had resident; 0 where the system does not tell."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        except OSError:
+            return 0.0
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
     def stop(self) -> dict[str, Any]:
         """Stop it in an orderly way; return its last metrics."""
         self._process.send_signal(signal.SIGTERM)
@@ -130,6 +140,7 @@ class Chaos:
         self._exchange = stack.enter_context(Exchange(Settings(rate=rate, seed=seed, symbols=_SYMBOLS)))
         self._possible = 0
         """Possible duplicates of the runs of the service that have ended."""
+        self._memory_mb = 0.0
         self._service = self._started()
         stack.callback(lambda: self._service.end())  # noqa: PLW0108 - of the last run, not of this one
         self._until(lambda: self._service.metrics().get("kafka_produced", 0) > 0, "the first event in Kafka")
@@ -151,13 +162,32 @@ class Chaos:
         fault(seconds)
         self._until(lambda: self._service.metrics().get("messages_spooled") == 0, f"drained after: {name}")
         self._exchange.command("rate", 0)
-        self._until(self._at_rest, f"at rest after: {name}")
-        findings = self._lines().compared(self._exchange.command("sent")["streams"])
+        findings = self._compared(name)
         possible = self._possible + self._service.metrics()["possible_duplicates"]
         self._exchange.command("rate", self._exchange.settings.rate)
         return Verdict(
-            name, seconds, findings.sent, findings.delivered, possible, findings.duplicates, findings.faults
+            name,
+            seconds,
+            findings.sent,
+            findings.delivered,
+            possible,
+            findings.duplicates,
+            findings.faults,
+            self._peak(),
         )
+
+    def _compared(self, name: str) -> Findings:
+        """Compare Kafka with what was sent, if nothing was meanwhile: depth is gathered for 100 ms."""
+        while True:
+            before = self._exchange.command("sent")["streams"]
+            self._until(self._at_rest, f"at rest after: {name}")
+            lines = self._lines()
+            if self._exchange.command("sent")["streams"] == before:
+                return lines.compared(before)
+
+    def _peak(self) -> float:
+        self._memory_mb = max(self._memory_mb, self._service.memory_mb())
+        return self._memory_mb
 
     # Faults
 
@@ -192,6 +222,7 @@ class Chaos:
     def _service_stopped(self, seconds: float) -> None:
         self._proxy.refuse()
         time.sleep(seconds)
+        self._peak()
         self._possible += self._service.stop()["possible_duplicates"]
         self._proxy.flow()
         self._service = self._started()
@@ -202,10 +233,10 @@ class Chaos:
         return Service(self._folder, self._exchange.ws_url, self._proxy.bootstrap_servers)
 
     def _at_rest(self) -> bool:
-        metrics = self._service.metrics()
-        waiting = ("messages_buffered", "messages_in_flight", "messages_spooled")
         before = self._exchange.command("sent")["total"]["events"]
         time.sleep(0.3)
+        metrics = self._service.metrics()
+        waiting = ("messages_buffered", "messages_in_flight", "messages_spooled")
         same = self._exchange.command("sent")["total"]["events"] == before
         return same and bool(metrics) and not any(metrics[name] for name in waiting)
 
@@ -244,7 +275,8 @@ class Chaos:
 def main() -> int:
     """Run the sequence and print the table; return the exit code."""
     asked = _command_line()
-    print(f"{'fault':<16} {'s':>6} {'sent':>9} {'delivered':>9} {'possible':>8} {'twice':>6}  order   verdict")  # noqa: T201
+    columns = f"{'sent':>9} {'delivered':>9} {'possible':>8} {'twice':>6} {'peak MB':>7}"
+    print(f"{'fault':<16} {'s':>6} {columns}  order   verdict")  # noqa: T201
     good = True
     until = time.monotonic() + asked.seconds
     with ExitStack() as stack:

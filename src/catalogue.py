@@ -19,7 +19,7 @@ COUNTERS = {
     "messages_recovered": "events that an earlier run had left on disk",
     "messages_already_delivered": "events left on disk by an earlier run that Kafka had: not sent again",
     "checkpoints_written": "checkpoints of where the streams stand",
-    "possible_duplicates": "events sent again because the answer to the first sending was lost",
+    "possible_duplicates": "events sent again that may be there already: an answer was lost, or a run killed",
     "kafka_produced": "events acknowledged by Kafka",
     "kafka_failed": "events that Kafka did not take",
     "bytes_sent": "bytes of acknowledged record values, before compression",
@@ -62,7 +62,7 @@ GAUGES = {
 }
 REASONS = {
     "messages_skipped": ("malformed_json", "invalid_utf8", "nested_too_deep", "not_an_object", "misnumbered"),
-    "messages_dropped": ("spool_full", "spool_failed", "stage_failed", "read_after_shutdown"),
+    "messages_dropped": ("spool_full", "spool_failed", "spool_damaged", "stage_failed", "read_after_shutdown"),
     "kafka_failed": (),
     "connection_failures": ("closed", "silent", "not_opened", "timeout", "other"),
     "rest_failures": ("unreachable", "refused", "limited", "malformed"),

@@ -3,21 +3,24 @@
 Events get a sequence number on the way in. In the direct mode they go to the sink and no further. As soon
 as the sink does not take one (no producer, bound reached), loses one, or acknowledges nothing for a second, the
 mode is spooled: what is in flight is written to disk as well, what comes is written behind it, and the drainer
-sends from the disk, in order, whatever Kafka takes, until the disk is empty. A record leaves the disk only when
-it was acknowledged. Per key the order in Kafka is the order of the sequence numbers: there is one sender at a
-time, and when a record fails the producer is broken off before a later one of its partition can be sent;
-everything unacknowledged is then sent again from the disk.
+sends from the disk, in order, whatever Kafka takes, until the disk is empty. In either mode a record that waits
+for its own partition while others are acknowledged is written to disk as well, and the others flow on. A record
+leaves the disk only when it was acknowledged. Per key the order in Kafka is the order of the sequence numbers:
+there is one sender at a time, and when a record fails the producer is broken off before a later one of its
+partition can be sent; everything unacknowledged is then sent again from the disk.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
 from src.deadline import Deadline
-from src.spool import SpoolFailed, SpoolFull
+from src.second_copies import SecondCopies
+from src.spool import SPOILED, SpoolDamaged, SpoolFailed, SpoolFull
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
     from src.telemetry import Telemetry
 
 _READ_AT_ONCE = 2_000
-_WRITE_AT_ONCE = 2_000
 _DRAIN_IN_FLIGHT = 20_000  # short queues are fast queues
 _TICK_SECONDS = 0.2
 _STALLED_SECONDS = 1.0
+_PROBE = 100
+_PROBE_SECONDS = 1.0
+"""So many events are sent so often while nothing is acknowledged: what stalls may be one partition alone."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -78,8 +83,13 @@ class Delivery:
         """Of what is on disk, everything up to this number is in flight or acknowledged."""
         self._recording = not self._direct
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
-        self._secured = False
-        """Whether what went straight to the sink and is still in flight is on disk as well, or cannot be."""
+        self._maybe_sent_before = bool(spool.count)
+        """Whether a killed run may have sent some of what is on disk, and that is not counted yet."""
+        self._copies = SecondCopies(sink, spool, telemetry)
+        self._probe_at = 0.0
+        self._files_damaged = 0
+        self._resuming = 0
+        """Events that were read and are on their way to the sink, still counted as on disk."""
         self._acknowledged: deque[list[int]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
@@ -167,6 +177,8 @@ class Delivery:
         self._sink.close(deadline)
         try:
             self._step(final=True)
+            if not self._maybe_sent_before:
+                self._spool.nothing_sent()  # whatever may be there twice is counted by now
         except SpoolFailed as error:
             self._telemetry.spool_failing(str(error))
         self._spool.close()
@@ -189,7 +201,11 @@ class Delivery:
     def _store(self, events: Sequence[Event], was: str) -> int:
         """Write events to disk, what matters most when it does not take all; return how many it took."""
         try:
-            self._spool.append(events)
+            try:
+                self._spool.append(events)
+            except SpoolDamaged:
+                self._begin_anew()
+                self._spool.append(events)
         except (SpoolFull, SpoolFailed) as error:
             reason = "spool_full" if isinstance(error, SpoolFull) else "spool_failed"
             return self._store_what_matters_most(events, was, reason, str(error))
@@ -216,6 +232,15 @@ class Delivery:
             self._telemetry.spooled(len(others))
         return len(others)
 
+    def _begin_anew(self) -> None:
+        """Set a damaged file aside, under the lock; what waits in it is lost, what is in flight is not."""
+        self._sent_up_to = max(self._sent_up_to, self._spool.last_seq)
+        self._files_damaged += 1
+        self._spool.replace()
+        self._telemetry.spool_damaged(str(self._spool.damaged))
+        self._telemetry.lost_on_disk(self._resuming)
+        self._copies.write_again()
+
     # Fates
 
     def _settled(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
@@ -241,9 +266,19 @@ class Delivery:
             self._wake.clear()
             try:
                 self._step()
+            except SpoolDamaged as error:
+                self._mend(error)
             except SpoolFailed as error:
                 self._telemetry.spool_failing(str(error))
                 self._closing.wait(_TICK_SECONDS)
+
+    def _mend(self, error: SpoolDamaged) -> None:
+        try:
+            with self._lock:
+                self._begin_anew()
+        except SpoolFailed:
+            self._telemetry.spool_failing(str(error))
+            self._closing.wait(_TICK_SECONDS)
 
     def _step(self, *, final: bool = False) -> None:
         ready = self._sink.ready and not final  # asked first: what an ended producer returned is there by then
@@ -252,13 +287,22 @@ class Delivery:
             self._returned.popleft()  # not before: `accept` looks whether there are any
         try:
             self._forget_acknowledged()
+        except SpoolDamaged:
+            raise
         except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
             self._telemetry.spool_failing(str(error))
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
-        if stalled and not self._secured:
-            self._secure()
-        elif ready and not stalled and not self._direct and not self._held:
-            self._send_from_disk()
+        if stalled and self._direct:
+            self._copies.look_at_once()
+            self._probe_at = time.monotonic() + _PROBE_SECONDS
+            with self._lock:
+                self._go_by_way_of_the_disk(self._next - 1)
+        if self._copies.wanted(stalled=stalled):
+            self._recording = True  # first: what is acknowledged from here on has to be deleted on disk
+            self._copies.write()
+        if ready and not self._direct and not self._held:
+            self._count_sent_before()
+            self._send_from_disk(stalled=stalled)
         if self._asked.is_set():
             self._asked.clear()
             self._look_what_is_settled()
@@ -290,9 +334,9 @@ class Delivery:
         with self._lock:
             if self._direct:
                 self._go_by_way_of_the_disk(self._next - 1)
-            self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
             absent = self._spool.absent(events)
             kept = len(events) - len(absent) + self._store(absent, "in_flight")
+            self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
             self._telemetry.returned(kept, possible_duplicates=kept * maybe_written)
 
     def _bury(self, returned: _Returned) -> None:
@@ -300,6 +344,8 @@ class Delivery:
         try:
             self._spool.bury(returned.events, reason, error)
             self._telemetry.dead_lettered(returned.events, reason, error)
+        except SpoolFull as failure:
+            self._telemetry.dropped(returned.events, "spool_full", was="in_flight", error=str(failure))
         except SpoolFailed as failure:
             self._telemetry.dropped(returned.events, "spool_failed", was="in_flight", error=str(failure))
 
@@ -311,45 +357,56 @@ class Delivery:
             self._spool.remove(self._to_remove)
             self._to_remove.clear()
         with self._lock:
-            if self._direct and not self._spool.count:
+            is_over = self._recording and self._direct and not self._spool.count
+            if is_over:
                 self._recording = False
+        if is_over:
+            self._spool.shrink()
 
-    def _secure(self) -> None:
-        """Write what is in flight to disk as well; it is not sent from there unless it comes back."""
-        with self._lock:
-            if self._direct:
-                self._go_by_way_of_the_disk(self._next - 1)
-            self._secured = True
-        events = sorted(self._sink.unacknowledged(), key=_seq)
-        for start in range(0, len(events), _WRITE_AT_ONCE):
-            try:
-                self._spool.append(events[start : start + _WRITE_AT_ONCE])
-            except (SpoolFull, SpoolFailed) as error:
-                self._telemetry.not_secured(len(events) - start, str(error))
-                return
-
-    def _send_from_disk(self) -> None:
+    def _send_from_disk(self, *, stalled: bool) -> None:
         """Send what comes next on disk; return to the direct mode when there is nothing."""
-        if self._sink.in_flight.records >= _DRAIN_IN_FLIGHT:
+        now = time.monotonic()
+        waiting = self._sink.in_flight.records - self._copies.late
+        if waiting >= _DRAIN_IN_FLIGHT or (stalled and now < self._probe_at):
             return
+        self._probe_at = now + _PROBE_SECONDS
         with self._lock:  # `accept` cannot come between, nor evict what is about to be sent
-            before = self._sent_up_to
-            events = self._spool.read(before, _READ_AT_ONCE)
-            if not events:
+            before, files_damaged = self._sent_up_to, self._files_damaged
+            events = self._spool.read(before, _PROBE if stalled else _READ_AT_ONCE)
+            self._bury_spoiled()
+            if not events and not stalled:
                 self._direct = True
-                self._secured = False
                 self._telemetry.spooling_ended()
+            if not events:
                 return
-            self._sent_up_to = events[-1].seq
+            self._sent_up_to, self._resuming = events[-1].seq, len(events)
+        self._note_sending(events[-1].seq)
         # What came back meanwhile is not yet subtracted from _sent_up_to, and a next producer may be open soon.
         taken = 0 if self._returned else self._sink.send(events)
-        self._telemetry.resumed(taken)
+        with self._lock:
+            self._resuming = 0
+            self._telemetry.resumed(taken)
+            if files_damaged != self._files_damaged:
+                self._telemetry.dropped(events[taken:], "spool_damaged", was="spooled")
+            elif taken < len(events):
+                self._sent_up_to = events[taken - 1].seq if taken else before
         if taken == len(events):
             self._wake.set()  # for the next ones
-            return
-        with self._lock:
-            self._sent_up_to = events[taken - 1].seq if taken else before
 
+    def _count_sent_before(self) -> None:
+        """Count what a killed run may have sent, without what was found in Kafka, before it is sent again."""
+        if self._maybe_sent_before:
+            self._telemetry.sent_before(self._spool.count_sent())
+            self._maybe_sent_before = False
 
-def _seq(event: Event) -> int:
-    return event.seq
+    def _note_sending(self, up_to: int) -> None:
+        """Keep on disk what may be in Kafka from here on; a full disk is no reason not to send it."""
+        try:
+            self._spool.sending(up_to)
+        except SpoolFailed as error:
+            self._telemetry.spool_failing(str(error))
+
+    def _bury_spoiled(self) -> None:
+        for event in self._spool.take_spoiled():
+            self._spool.bury([event], *SPOILED)
+            self._telemetry.dead_lettered([event], *SPOILED, was="spooled")

@@ -25,6 +25,8 @@ class InFlight:
         self.records = 0
         self.bytes = 0
         self._moved_at = 0.0
+        self.lingering_seconds = 0.0
+        """How long a record may wait for others before it is sent; no stall begins before that."""
 
     def admit(self, events: list[Event]) -> int:
         """Count as many of the first events as the bound allows; return how many."""
@@ -50,9 +52,10 @@ class InFlight:
 
     @property
     def stalled_seconds(self) -> float:
-        """How long nothing was settled although something is in flight."""
+        """How long nothing was settled although something is in flight that should have been sent."""
         with self._lock:
-            return time.monotonic() - self._moved_at if self.records else 0.0
+            waited = time.monotonic() - self._moved_at if self.records else 0.0
+            return max(0.0, waited - self.lingering_seconds)
 
     @property
     def full(self) -> bool:

@@ -59,6 +59,12 @@ class Appender(Protocol):
     def unsettled(self) -> list[Event]:
         """Return the events whose fate is not known yet, in no order; from any thread."""
 
+    def count_late(self, before: float) -> int:
+        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
+
+    def late(self, before: float, *, again: bool) -> list[Event]:
+        """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""
+
     def break_off(self) -> None:
         """Let the producer send nothing more; does not wait."""
 
@@ -214,11 +220,13 @@ class _Batch:
     that the broker found too large; each event then follows its new batch.
     """
 
-    __slots__ = ("_owner", "batch", "events")
+    __slots__ = ("_owner", "batch", "events", "since", "told_late")
 
     def __init__(self, owner: BatchAppender, batch: ProducerBatch) -> None:
         self.events: list[Event] = []
         self.batch = batch
+        self.since = batch.created
+        self.told_late = 0  # so many of the events; more may join while the batch waits
         self._owner = owner
 
     def __call__(self, result: _Result) -> None:
@@ -233,16 +241,18 @@ class _Batch:
 
     def __getitem__(self, index: int) -> _Moved:
         self.batch = None
-        return self._owner.moved(self, self.events[index])
+        return self._owner.moved(self, index)
 
 
 class _Moved:
     """An event whose batch was split."""
 
-    __slots__ = ("_owner", "events")
+    __slots__ = ("_owner", "events", "since", "told_late")
 
-    def __init__(self, owner: BatchAppender, event: Event) -> None:
-        self.events = [event]
+    def __init__(self, owner: BatchAppender, split: _Batch, index: int) -> None:
+        self.events = [split.events[index]]
+        self.since = split.since
+        self.told_late = int(index < split.told_late)
         self._owner = owner
 
     def rebind(self, produce_future: Any, index: int) -> None:  # noqa: ANN401 - FutureProduceResult
@@ -414,10 +424,6 @@ class BatchAppender:
         self._accumulator.begin_flush()
         self._sender.wakeup()
 
-    def unsettled(self) -> list[Event]:
-        """Return the events whose fate is not known yet, in no order; from any thread."""
-        return [event for part in self._unsettled.copy() for event in list(part.events)]
-
     def tell(
         self, part: _Batch | _Moved, error_of: Callable[[int], BaseException] | None, *, maybe_written: bool
     ) -> None:
@@ -428,9 +434,27 @@ class BatchAppender:
             return  # given up before
         _told(self._settle, part.events, error_of, maybe_written=maybe_written)
 
-    def moved(self, split: _Batch, event: Event) -> _Moved:
+    def unsettled(self) -> list[Event]:
+        """Return the events whose fate is not known yet, in no order; from any thread."""
+        return [event for part in self._unsettled.copy() for event in list(part.events)]
+
+    def count_late(self, before: float) -> int:
+        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
+        return sum(len(part.events) for part in self._unsettled.copy() if part.since < before)
+
+    def late(self, before: float, *, again: bool) -> list[Event]:
+        """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""
+        events: list[Event] = []
+        for part in self._unsettled.copy():
+            if part.since < before:
+                new = part.events[0 if again else part.told_late :]
+                part.told_late = len(new) if again else part.told_late + len(new)
+                events += new
+        return events
+
+    def moved(self, split: _Batch, index: int) -> _Moved:
         """Follow an event of a batch that is being split."""
-        part = _Moved(self, event)
+        part = _Moved(self, split, index)
         self._unsettled.add(part)
         self._unsettled.discard(split)
         return part
@@ -469,14 +493,15 @@ class PublicAppender:
     def __init__(self, producer: KafkaProducer, settle: Settle) -> None:
         self._producer = producer
         self._settle = settle
-        self._unsettled: dict[int, Event] = {}  # by identity; dict operations are atomic
+        self._unsettled: dict[int, tuple[float, Event]] = {}  # since when; by identity; its operations are atomic
+        self._told_late = float("-inf")
         self._ended = False
         producer.config["max_block_ms"] = 0  # every topic is known by now
 
     def append(self, partition: TopicPartition, events: list[Event]) -> None:
         """Queue events for one partition, in order; they come back when the producer has been ended."""
         for event in events:
-            self._unsettled[id(event)] = event
+            self._unsettled[id(event)] = (time.monotonic(), event)
             if self._ended:
                 self._tell(event, ProducerEnded("the producer has been ended"), maybe_written=False)
                 continue
@@ -506,7 +531,16 @@ class PublicAppender:
 
     def unsettled(self) -> list[Event]:
         """Return the events whose fate is not known yet, in no order; from any thread."""
-        return list(self._unsettled.copy().values())
+        return [event for _, event in self._unsettled.copy().values()]
+
+    def count_late(self, before: float) -> int:
+        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
+        return sum(since < before for since, _ in self._unsettled.copy().values())
+
+    def late(self, before: float, *, again: bool) -> list[Event]:
+        """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""
+        told, self._told_late = float("-inf") if again else self._told_late, max(before, self._told_late)
+        return [event for since, event in self._unsettled.copy().values() if told <= since < before]
 
     def hurry(self) -> None:
         """Send what lingers now; the public flush blocks, so it gets a thread that nobody waits for."""

@@ -125,6 +125,7 @@ class KafkaSink:
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self.copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
+        self.in_flight.lingering_seconds = kafka.linger_ms / 1000
         self._settle: Settle = _nobody_asked
         self._lock = threading.Lock()  # guards the next three against the connector
         self._appender: Appender | None = None
@@ -207,6 +208,17 @@ class KafkaSink:
         events = appender.unsettled() if appender is not None else []
         return [event for event in events if not isinstance(event, MirroredEvent)]
 
+    def count_late(self, before: float) -> int:
+        """Return how many records are in flight since before then (monotonic clock), mirrored ones included."""
+        appender = self._appender
+        return appender.count_late(before) if appender is not None else 0
+
+    def late(self, before: float, *, again: bool = False) -> list[Event]:
+        """Return those events of them that no earlier call returned, or all `again`; for one thread."""
+        appender = self._appender
+        events = appender.late(before, again=again) if appender is not None else []
+        return [event for event in events if not isinstance(event, MirroredEvent)]
+
     def break_off(self, error: BaseException) -> None:
         """End the producer after this failure; called on its own I/O thread, which sends nothing after it."""
         if not self._broken.is_set():
@@ -219,6 +231,7 @@ class KafkaSink:
         """Send what lingers now; for the end."""
         with self._lock:
             self._hurried = True
+            self.in_flight.lingering_seconds = 0.0
             if self._appender is not None:
                 self._appender.hurry()
 

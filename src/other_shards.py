@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from config.shards import spool_folder, spool_folders
-from src.spool import FILE, Spool, SpoolFailed, SpoolFull, SpoolUnusable
+from src.spool import FILE, SPOILED, Spool, SpoolFailed, SpoolFull, SpoolUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,9 +54,12 @@ def _moved(left: Spool, spool: Spool, folder: Path) -> TakenOver:
             numbers = [event.seq for event in events]
             for number, event in enumerate(events, spool.last_seq + 1):
                 event.seq = number
-            spool.append(events)
+            spool.append(events, sent=numbers[0] <= left.sent_up_to)
             left.remove(numbers)
             moved += len(events)
+        spoiled = left.take_spoiled()
+        for event in spoiled:
+            left.bury([event], *SPOILED)
     except (SpoolFull, SpoolFailed) as error:
         return TakenOver(folder, moved, str(error))
-    return TakenOver(folder, moved, "")
+    return TakenOver(folder, moved, f"{len(spoiled)} dead letters: {SPOILED[1]}" if spoiled else "")

@@ -10,7 +10,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from src.spool import check, set_aside
+from src.spool_file import check, set_aside
 from src.worker import Worker
 
 if TYPE_CHECKING:

@@ -7,131 +7,100 @@ The file survives a killed process; what a power failure may take depends on `SP
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
-import os
 import shutil
-import sqlite3
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from src.events import Event, Route, topic_for
+from src.events import Event, topic_for
+from src.spool_file import FILE, SpoolDamaged, SpoolFailed, SpoolFile, SpoolUnusable, translated
+from src.spool_rows import (
+    COLUMNS,
+    COUNTED,
+    ROW_OVERHEAD,
+    DeadLetter,
+    Rows,
+    Totals,
+    checksum_of,
+    deleted,
+    row_of,
+    size_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import sqlite3
+    from collections.abc import Sequence
     from pathlib import Path
 
     from config.settings import SpoolConfig
     from src.events import Topics
 
-FILE = "events.sqlite3"
-_ROW_OVERHEAD = 80  # bytes of a row beside its value: key, topic, type, SQLite's own
+__all__ = ["FILE", "DeadLetter", "Spool", "SpoolDamaged", "SpoolFailed", "SpoolFull", "SpoolUnusable"]
+
 _FREE_CHECK_SECONDS = 1.0
-_CLAIM_SECONDS = 3.0  # for a predecessor that is just stopping
 _REFUSING_SECONDS = 30.0
-_AT_ONCE = 500  # parameters of one statement
 _PAGES = 2  # bytes of pages that a byte of rows takes at most: one row of half a page and more fills it
-_CHECKED_BYTES = 512 * 1024**2
-"""Up to this size a file is checked in full. SQLite's check goes through it backwards, which a disk gives a page
-at a time unless it was just read: 170 s a gigabyte were seen. A larger file is only read through, row by row."""
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB);
-CREATE TABLE IF NOT EXISTS dead_letters (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, died_ms INTEGER, reason TEXT, error TEXT,
-    topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB);
-"""
-_COLUMNS = "seq, topic, key, event_type, timestamp_ms, value"
+SPOILED = ("ChecksumMismatch", "the disk gave back other bytes than were written")
+"""Reason and error of dead letters that `take_spoiled` has named."""
 
 
 class SpoolFull(Exception):  # noqa: N818 - named after the fact
     """The spool's own limit, or the floor of free disk space, is reached; nothing was written."""
 
 
-class SpoolFailed(Exception):  # noqa: N818 - named after the fact
-    """The disk did not take or give something; the message is SQLite's."""
-
-
-class SpoolUnusable(Exception):  # noqa: N818 - named after the fact
-    """The folder cannot be used: not writable, or another process works on it; the message says which."""
-
-
-class DeadLetter(NamedTuple):
-    """An event that Kafka will never take, with the reason; `died_ms` is ms since the epoch."""
-
-    id: int
-    died_ms: int
-    reason: str
-    error: str
-    topic: str
-    key: bytes | None
-    event_type: str
-    timestamp_ms: int
-    value: bytes
-
-
 class Spool:
     """Events by sequence number; any thread may use it, one after the other.
 
-    Bounded by bytes (`SPOOL_MAX_BYTES`) and by the floor of free disk space (`SPOOL_MIN_FREE_BYTES`): `append`
-    raises `SpoolFull` beyond. A file that SQLite finds damaged is set aside under another name, never deleted:
-    `damaged` names it. Raises `SpoolUnusable` when the folder cannot be worked with.
+    Bounded by bytes (`SPOOL_MAX_BYTES`, dead letters included) and by the floor of free disk space
+    (`SPOOL_MIN_FREE_BYTES`): `append` raises `SpoolFull` beyond. A file that SQLite finds damaged is set aside
+    under another name, never deleted: `damaged` names it; after the start any verb may find it so and raise
+    `SpoolDamaged`, and `replace` begins anew. Each value has a checksum, which is looked at when it is read.
+    Raises `SpoolUnusable` when the folder cannot be worked with.
     """
 
     def __init__(self, config: SpoolConfig) -> None:
         self._config = config
         self._folder: Path = config.path
-        self._lock = threading.Lock()  # guards the connection, the counts, what is unused, routes and _evicted
-        self._routes: dict[tuple[str, bytes | None, str], Route] = {}
+        self._lock = threading.Lock()  # guards all that follows, the file too
+        self._rows = Rows()
         self._free_checked_at = -_FREE_CHECK_SECONDS
-        self._unused_bytes = 0  # of the file: what was deleted leaves room in it, which the disk does not see
         self._evicted: dict[str, tuple[int, int]] = {}
         """By topic: between these numbers nothing of it is left that `evict` has not taken."""
-        self.damaged: Path | None = None
+        self._topics: frozenset[str] = frozenset()
+        self._spoiled: dict[int, Event] = {}
         self._refused_at = float("-inf")
-        self._claim = _claimed(self._folder)
-        self.count = self.bytes = self.last_seq = 0
+        self._file = SpoolFile(self._folder, config.fsync)
         try:
-            self._database = self._opened()
-        except sqlite3.Error as error:
-            os.close(self._claim)
+            self._begin()
+        except SpoolDamaged:
+            self._file.replace()
+            self._begin()
+        except SpoolFailed as error:
+            self._file.close()
             raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
 
-    # Events
+    def _begin(self) -> None:
+        self._totals = self._read_totals()
+        ((self.last_seq,),) = self._file.query("SELECT COALESCE(MAX(seq), 0) FROM events")
+        if self._totals.sent_up_to > self.last_seq:  # numbers above that are given out anew
+            self._note_sent(self.last_seq)
+        if not self.count and self._above_floor():
+            with contextlib.suppress(SpoolFailed):  # it needs a little room itself
+                self._file.shrink()
 
-    def append(self, events: Sequence[Event]) -> None:
-        """Write events for good; those that are there already stay as they are.
+    @property
+    def count(self) -> int:
+        """How many events are there."""
+        return self._totals.events
 
-        Raises `SpoolFull` or `SpoolFailed`; then none of them was written.
-        """
-        if not events:
-            return
-        try:
-            self._append(events)
-        except (SpoolFull, SpoolFailed):
-            self._refused_at = time.monotonic()
-            raise
-
-    def redirect(self, topics: Topics) -> int:
-        """Let events of topics that are not in the settings any more go to those that took their place.
-
-        Returns how many. Before anything is read.
-        """
-        query = "SELECT DISTINCT topic, event_type FROM events"
-        with self._lock, self._transaction() as database:
-            found = [row for row in database.execute(query).fetchall() if row[0] not in topics]
-            return sum(
-                database.execute(
-                    "UPDATE events SET topic = ? WHERE topic = ? AND event_type = ?",
-                    (topic_for(event_type, topics), topic, event_type),
-                ).rowcount
-                for topic, event_type in found
-            )
+    @property
+    def bytes(self) -> int:
+        """How much they count towards the bound."""
+        return self._totals.size
 
     @property
     def max_bytes(self) -> int:
-        """The bound on `bytes`."""
+        """The bound on `bytes` and what the dead letters take."""
         return self._config.max_bytes
 
     @property
@@ -141,35 +110,72 @@ class Spool:
             free = shutil.disk_usage(self._folder).free
         except OSError:
             return 0
-        on_disk = max(0, free - self._config.min_free_bytes) + self._unused_bytes
-        return max(0, min(self._config.max_bytes - self.bytes, on_disk))
+        on_disk = max(0, free - self._config.min_free_bytes) + self._file.unused_bytes
+        return max(0, min(self._config.max_bytes - self._totals.size - self._totals.dead_size, on_disk))
+
+    @property
+    def damaged(self) -> Path | None:
+        """Where the last file that was found damaged is now."""
+        return self._file.damaged
 
     @property
     def refusing(self) -> bool:
         """Whether something could not be written within the last half minute."""
         return time.monotonic() - self._refused_at < _REFUSING_SECONDS
 
-    def _append(self, events: Sequence[Event]) -> None:
+    # Events
+
+    def append(self, events: Sequence[Event], *, sent: bool = False) -> None:
+        """Write events for good; those that are there already stay as they are. `sent`: they are in flight.
+
+        Raises `SpoolFull` or `SpoolFailed`; then none of them was written.
+        """
+        if not events:
+            return
+        try:
+            self._append(events, sent=sent)
+        except (SpoolFull, SpoolFailed):
+            self._refused_at = time.monotonic()
+            raise
+
+    def _append(self, events: Sequence[Event], *, sent: bool) -> None:
         with self._lock:
             new = self._not_there(events)
             if not new:
                 return
-            size = sum(_size(event) for event in new)
-            if self.bytes + size > self._config.max_bytes:
-                raise SpoolFull(f"SPOOL_MAX_BYTES ({self._config.max_bytes}) is reached")
-            self._check_free_space(size)
-            rows = [
-                (each.seq, each.route.topic, each.route.key, each.route.event_type, each.timestamp_ms, each.value)
-                for each in new
-            ]
-            with self._transaction() as database:
-                database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self.count += len(new)
-            self.bytes += size
+            size = sum(size_of(event) for event in new)
+            self._check_room(size)
+            rows = [row_of(event) for event in new]
+            with self._file.transaction() as database:
+                database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                totals = self._noted(database, len(new), size, sent_up_to=new[-1].seq if sent else 0)
+                if not self._topics:  # `redirect` has to look at them
+                    database.execute("UPDATE totals SET topics = NULL")
+            self._totals = totals
             self.last_seq = max(self.last_seq, new[-1].seq)
             for topic, (_, up_to) in tuple(self._evicted.items()):
                 if new[0].seq <= up_to:  # it has come back, and may go as well
                     del self._evicted[topic]
+
+    def redirect(self, topics: Topics) -> int:
+        """Let events of topics that are not in the settings any more go to those that took their place.
+
+        Returns how many. Before anything is read. Looks through all events only when the settings have changed.
+        """
+        self._topics = frozenset(topics)
+        query, names = "SELECT DISTINCT topic, event_type FROM events", " ".join(topics)
+        with self._lock, self._file.transaction() as database:
+            if database.execute("SELECT topics FROM totals").fetchone() == (names,):
+                return 0
+            database.execute("UPDATE totals SET topics = ?", (names,))
+            found = [row for row in database.execute(query).fetchall() if row[0] not in topics]
+            return sum(
+                database.execute(
+                    "UPDATE events SET topic = ? WHERE topic = ? AND event_type = ?",
+                    (topic_for(event_type, topics), topic, event_type),
+                ).rowcount
+                for topic, event_type in found
+            )
 
     def absent(self, events: Sequence[Event]) -> list[Event]:
         """Return those events that are not on disk, by ascending sequence number."""
@@ -177,232 +183,206 @@ class Spool:
             return self._not_there(events)
 
     def read(self, after: int, limit: int) -> list[Event]:
-        """Return up to `limit` events with sequence numbers above `after`, lowest first."""
-        query = f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
-        with self._lock, _translated():
-            return [self._event(*row) for row in self._database.execute(query, (after, limit))]
+        """Return up to `limit` events with sequence numbers above `after`, lowest first; none at the end only.
+
+        What is not as it was written is left out, and kept for `take_spoiled`.
+        """
+        query = f"SELECT {COLUMNS}, checksum FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+        good: list[Event] = []
+        with self._lock:
+            while not good and (rows := self._file.query(query, (after, limit))):
+                for *columns, checksum in rows:
+                    event = self._rows.event(*columns)
+                    if self._is_whole(event, checksum):
+                        good.append(event)
+                    else:
+                        self._spoiled[event.seq] = event
+                after = rows[-1][0]
+        return good
+
+    def _is_whole(self, event: Event, checksum: int | None) -> bool:
+        known = not self._topics or event.route.topic in self._topics
+        return known and (checksum is None or checksum == checksum_of(event))
+
+    def take_spoiled(self) -> list[Event]:
+        """Return, once, what was read and is not as it was written; it is still on disk."""
+        with self._lock:
+            if not self._spoiled:
+                return []
+            spoiled, self._spoiled = self._spoiled, {}
+            gone = {event.seq for event in self._not_there(tuple(spoiled.values()))}
+            return [event for event in spoiled.values() if event.seq not in gone]
 
     @property
     def first_seq(self) -> int | None:
         """The lowest number on disk, None when there is none."""
-        with self._lock, _translated():
-            ((lowest,),) = self._database.execute("SELECT MIN(seq) FROM events").fetchall()
+        with self._lock:
+            ((lowest,),) = self._file.query("SELECT MIN(seq) FROM events")
         return None if lowest is None else int(lowest)
 
     def remove(self, numbers: Sequence[int]) -> int:
         """Delete events by sequence number and return how many; numbers that are not there do no harm."""
         with self._lock:
-            with self._transaction() as database:
-                deleted = _delete(database, numbers)
-            self._forget(deleted)
-        return len(deleted)
+            with self._file.transaction() as database:
+                gone = deleted(database, numbers)
+                totals = self._noted(database, -len(gone), -sum(gone))
+            self._totals = totals
+        return len(gone)
 
     def evict(self, topic: str, size: int, not_before: int) -> list[Event]:
         """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them."""
-        query = f"SELECT {_COLUMNS} FROM events WHERE topic = ? AND seq > ? ORDER BY seq"  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM events WHERE topic = ? AND seq > ? ORDER BY seq"  # noqa: S608
         victims: list[Event] = []
         with self._lock:
             begin, up_to = self._evicted.get(topic, (not_before, not_before))
             if not begin <= not_before <= up_to:
                 begin = up_to = not_before
-            with self._transaction() as database:
+            with self._file.transaction() as database:
                 for row in database.execute(query, (topic, up_to)):
-                    victims.append(self._event(*row))
-                    size -= _size(victims[-1])
+                    victims.append(self._rows.event(*row))
+                    size -= size_of(victims[-1])
                     if size <= 0:
                         break
-                deleted = _delete(database, [event.seq for event in victims])
-            self._forget(deleted)
+                gone = deleted(database, [event.seq for event in victims])
+                totals = self._noted(database, -len(gone), -sum(gone))
+            self._totals = totals
             self._evicted[topic] = (begin, victims[-1].seq if size <= 0 and victims else max(up_to, self.last_seq))
         return victims
+
+    # What may have been sent
+
+    def sending(self, up_to: int) -> None:
+        """Keep in mind that events up to this number may be in Kafka from here on."""
+        with self._lock:
+            if up_to > self._totals.sent_up_to:
+                self._note_sent(up_to)
+
+    @property
+    def sent_up_to(self) -> int:
+        """The number up to which events may be in Kafka."""
+        return self._totals.sent_up_to
+
+    def nothing_sent(self) -> None:
+        """Forget that: whatever may be there twice is counted."""
+        with self._lock:
+            if self._totals.sent_up_to:
+                self._note_sent(0)
+
+    def _note_sent(self, up_to: int) -> None:
+        totals = self._totals._replace(sent_up_to=up_to)
+        with self._file.transaction() as database:
+            database.execute("UPDATE totals SET sent_up_to = ?", (up_to,))
+        self._totals = totals
+
+    def count_sent(self) -> int:
+        """Return how many of the events here may be in Kafka already."""
+        with self._lock:
+            ((count,),) = self._file.query(
+                "SELECT COUNT(*) FROM events WHERE seq <= ?", (self._totals.sent_up_to,)
+            )
+            return int(count)
 
     # What Kafka will never take
 
     def bury(self, events: Sequence[Event], reason: str, error: str) -> None:
-        """Move events to the dead letters."""
+        """Move events to the dead letters; raises `SpoolFull` when there is no room for one that is not here."""
         now = time.time_ns() // 1_000_000
         rows = [
-            (
-                now,
-                reason,
-                error,
-                each.route.topic,
-                each.route.key,
-                each.route.event_type,
-                each.timestamp_ms,
-                each.value,
-            )
-            for each in events
+            (now, reason, error, (at := one.route).topic, at.key, at.event_type, one.timestamp_ms, one.value)
+            for one in events
         ]
+        size = sum(size_of(event) for event in events)
         with self._lock:
-            with self._transaction() as database:
+            with self._file.transaction() as database:
+                gone = deleted(database, [event.seq for event in events])
+                if size > sum(gone):
+                    self._check_room(size - sum(gone))
                 database.executemany("INSERT INTO dead_letters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-                deleted = _delete(database, [event.seq for event in events])
-            self._forget(deleted)
+                totals = self._noted(database, -len(gone), -sum(gone), dead_size=size)
+            self._totals = totals
 
     def dead_letters(self, after: int = 0, limit: int = 1000) -> list[DeadLetter]:
         """Return dead letters with ids above `after`, oldest first."""
         query = "SELECT * FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
-        with self._lock, _translated():
-            return [DeadLetter(*row) for row in self._database.execute(query, (after, limit))]
+        with self._lock:
+            return [DeadLetter(*row) for row in self._file.query(query, (after, limit))]
 
     def discard_dead_letter(self, number: int) -> None:
         """Delete a dead letter that has a place elsewhere."""
-        with self._lock, self._transaction() as database:
-            database.execute("DELETE FROM dead_letters WHERE id = ?", (number,))
+        with self._lock:
+            with self._file.transaction() as database:
+                statement = "DELETE FROM dead_letters WHERE id = ? RETURNING LENGTH(value)"
+                sizes = [length + ROW_OVERHEAD for (length,) in database.execute(statement, (number,))]
+                totals = self._noted(database, 0, 0, dead_size=-sum(sizes))
+            self._totals = totals
+
+    # The file
+
+    def shrink(self) -> None:
+        """Give the disk back what is not needed when no event is here.
+
+        Not below the floor of free disk space: the room within the file would be lost to the next events.
+        """
+        with self._lock:
+            if not self.count and self._above_floor():
+                self._file.shrink()
+
+    def replace(self) -> None:
+        """Set the file aside, with everything in it, and go on with an empty one."""
+        with self._lock:
+            self._file.replace()
+            self._evicted.clear()
+            self._spoiled.clear()
+            self._begin()
 
     def close(self) -> None:
         """Close the file and let others have it."""
         with self._lock:
-            self._database.close()
-            os.close(self._claim)
+            self._file.close()
 
-    # The file
+    def _read_totals(self) -> Totals:
+        kept = self._file.query("SELECT events, size, dead_size, sent_up_to FROM totals")
+        if kept:
+            return Totals(*kept[0])
+        ((events, size),) = self._file.query(f"SELECT {COUNTED} FROM events")  # noqa: S608
+        ((_, dead_size),) = self._file.query(f"SELECT {COUNTED} FROM dead_letters")  # noqa: S608
+        totals = Totals(events, size, dead_size, 0)
+        with self._file.transaction() as database:
+            database.execute("INSERT INTO totals VALUES (1, ?, ?, ?, ?, NULL)", totals)
+        return totals
 
-    def _opened(self) -> sqlite3.Connection:
-        path = self._folder / FILE
-        try:
-            return self._connected(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # the disk, not the contents
-                raise
-        self.damaged = set_aside(path)
-        return self._connected(path)
-
-    def _connected(self, path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute(f"PRAGMA synchronous = {self._config.fsync}")
-            database.executescript(_SCHEMA)
-            self.count, self.bytes, self.last_seq = database.execute(
-                f"SELECT COUNT(*), COALESCE(SUM(LENGTH(value) + {_ROW_OVERHEAD}), 0), COALESCE(MAX(seq), 0)"  # noqa: S608
-                " FROM events"
-            ).fetchone()
-            if path.stat().st_size <= _CHECKED_BYTES:
-                check(database)
-            self._unused_bytes = _unused_bytes(database)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _translated():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-                unused_bytes = _unused_bytes(self._database)
-                self._database.execute("COMMIT")
-                self._unused_bytes = unused_bytes
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._database.execute("ROLLBACK")
-                with contextlib.suppress(
-                    sqlite3.Error
-                ):  # a log that a full disk keeps from growing must start anew
-                    self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                raise
+    def _noted(
+        self, database: sqlite3.Connection, events: int, size: int, *, dead_size: int = 0, sent_up_to: int = 0
+    ) -> Totals:
+        """Write changed totals within a transaction; they hold when it is committed."""
+        was = self._totals
+        totals = Totals(
+            was.events + events,
+            was.size + size,
+            was.dead_size + dead_size,
+            max(was.sent_up_to, sent_up_to),
+        )
+        database.execute("UPDATE totals SET events = ?, size = ?, dead_size = ?, sent_up_to = ?", totals)
+        return totals
 
     def _not_there(self, events: Sequence[Event]) -> list[Event]:
         by_number = {event.seq: event for event in events}
         first, last = min(by_number), max(by_number)
         if first <= self.last_seq:
-            query = "SELECT seq FROM events WHERE seq BETWEEN ? AND ?"
-            with _translated():
-                for (number,) in self._database.execute(query, (first, last)):
-                    by_number.pop(number, None)
+            for (number,) in self._file.query("SELECT seq FROM events WHERE seq BETWEEN ? AND ?", (first, last)):
+                by_number.pop(number, None)
         return [by_number[number] for number in sorted(by_number)]
 
-    def _forget(self, deleted: list[int]) -> None:
-        self.count -= len(deleted)
-        self.bytes -= sum(deleted)
-
-    def _check_free_space(self, size: int) -> None:
-        """Raise `SpoolFull` below the floor, unless there is room within the file: it then need not grow."""
+    def _check_room(self, size: int) -> None:
+        if self._totals.size + self._totals.dead_size + size > self._config.max_bytes:
+            raise SpoolFull(f"SPOOL_MAX_BYTES ({self._config.max_bytes}) is reached")
         now = time.monotonic()
-        if now - self._free_checked_at < _FREE_CHECK_SECONDS or _PAGES * size < self._unused_bytes:
-            return
-        with _translated():
-            free = shutil.disk_usage(self._folder).free
-        if free < self._config.min_free_bytes:
-            raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free: {free}")
+        if now - self._free_checked_at < _FREE_CHECK_SECONDS or _PAGES * size < self._file.unused_bytes:
+            return  # with room within the file it need not grow
+        if not self._above_floor():
+            raise SpoolFull(f"less than SPOOL_MIN_FREE_BYTES ({self._config.min_free_bytes}) is free")
         self._free_checked_at = now
 
-    def _event(  # noqa: PLR0913, PLR0917 - the columns of a row
-        self, seq: int, topic: str, key: bytes | None, event_type: str, timestamp_ms: int, value: bytes
-    ) -> Event:
-        route = self._routes.get((topic, key, event_type))
-        if route is None:
-            if len(self._routes) > 100_000:  # noqa: PLR2004
-                self._routes.clear()
-            route = self._routes[topic, key, event_type] = Route(event_type, topic, key, b"", 0, b"")
-        return Event(route, value, timestamp_ms, seq)
-
-
-def check(database: sqlite3.Connection) -> None:
-    """Raise `sqlite3.DatabaseError` when the file is damaged."""
-    ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
-
-
-def _unused_bytes(database: sqlite3.Connection) -> int:
-    """Return what the file holds of empty pages; SQLite fills these before the file grows."""
-    (pages,) = database.execute("PRAGMA freelist_count").fetchone()
-    (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
-    return int(pages * page_bytes)
-
-
-def _size(event: Event) -> int:
-    return len(event.value) + _ROW_OVERHEAD
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise SpoolFailed(str(error)) from error
-
-
-def _delete(database: sqlite3.Connection, numbers: Sequence[int]) -> list[int]:
-    """Delete rows; return the size of each, as it counts."""
-    sizes: list[int] = []
-    for start in range(0, len(numbers), _AT_ONCE):
-        part = numbers[start : start + _AT_ONCE]
-        marks = ",".join("?" * len(part))
-        statement = f"DELETE FROM events WHERE seq IN ({marks}) RETURNING LENGTH(value)"  # noqa: S608
-        sizes += [length + _ROW_OVERHEAD for (length,) in database.execute(statement, part)]
-    return sizes
-
-
-def _claimed(folder: Path) -> int:
-    """Lock the folder for this process; the lock ends with the process, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise SpoolUnusable(f"{folder}: {error.strerror}") from error
-    deadline = time.monotonic() + _CLAIM_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise SpoolUnusable(f"{folder}: another process works on this spool") from None
-            time.sleep(0.1)
-        else:
-            return descriptor
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file and what belongs to it; return the new name."""
-    name = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
-    aside = next(new for number in itertools.count(1) if not (new := path.with_name(f"{name}-{number}")).exists())
-    for suffix in ("-wal", "-shm", ""):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    return aside
+    def _above_floor(self) -> bool:
+        with translated():
+            return shutil.disk_usage(self._folder).free >= self._config.min_free_bytes

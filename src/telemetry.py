@@ -202,6 +202,11 @@ class Telemetry:
             self._counts["messages_spooled"] += events
         self._log.info("spool_recovered", events=events)
 
+    def sent_before(self, possible_duplicates: int) -> None:
+        """Count what a killed run may have sent of what is sent from disk now."""
+        with self._lock:
+            self._counts["possible_duplicates"] += possible_duplicates
+
     def already_delivered(self, events: int) -> None:
         """Count what an earlier run has left on disk although Kafka has it: sent, and killed before the answer."""
         if events:
@@ -234,9 +239,9 @@ class Telemetry:
             self._dropped_by_symbol.update(symbols)
         self._error("events_dropped", reason, count=len(events), symbols=dict(symbols.most_common(5)), error=error)
 
-    def dead_lettered(self, events: Sequence[Event], reason: str, error: str) -> None:
+    def dead_lettered(self, events: Sequence[Event], reason: str, error: str, was: str = "in_flight") -> None:
         """Count events that Kafka will never take."""
-        self._move(len(events), "messages_in_flight", "messages_dead_lettered")
+        self._move(len(events), f"messages_{was}", "messages_dead_lettered")
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
 
@@ -317,6 +322,17 @@ class Telemetry:
     def spool_damaged(self, path: str) -> None:
         """Log that a file was found damaged and set aside."""
         self._log.error("spool_damaged", set_aside_as=path)
+
+    def lost_on_disk(self, resuming: int) -> None:
+        """Count what lay in a file that was set aside; `resuming` events of it were read before."""
+        with self._lock:
+            lost = self._counts["messages_spooled"] - resuming
+            self._counts["messages_spooled"] -= lost
+            self._counts["messages_dropped"] += lost
+            if lost:
+                self._by_reason["messages_dropped"]["spool_damaged"] += lost
+        if lost:
+            self._error("events_dropped", "spool_damaged", count=lost)
 
     def spooling_started(self) -> None:
         """Log that events go to disk from here on."""

@@ -144,11 +144,11 @@ def topics(broker: Broker) -> Topics:
     return fresh_topics(broker.bootstrap_servers)
 
 
-def fresh_topics(bootstrap_servers: str, *, partitions: int = 3) -> Topics:
+def fresh_topics(bootstrap_servers: str, *, partitions: int = 3, replication: int = 1) -> Topics:
     """Create raw, trades and depth topics with names of their own."""
     unique = uuid.uuid4().hex[:12]
     made = Topics(f"raw-{unique}", f"trades-{unique}", f"depth-{unique}", bootstrap_servers)
-    create_topics(bootstrap_servers, made.names, partitions=partitions)
+    create_topics(bootstrap_servers, made.names, partitions=partitions, replication=replication)
     return made
 
 
@@ -157,11 +157,13 @@ def create_topics(
     names: Sequence[str],
     *,
     partitions: int = 1,
+    replication: int = 1,
     configs: dict[str, str] | None = None,
 ) -> None:
-    """Create topics with one replica and return when they have their leaders."""
+    """Create topics and return when they have their leaders."""
     new = [
-        NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=configs) for name in names
+        NewTopic(name, num_partitions=partitions, replication_factor=replication, topic_configs=configs)
+        for name in names
     ]
     with KafkaAdminClient(bootstrap_servers=bootstrap_servers) as admin:
         admin.create_topics(new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Self
 
@@ -53,7 +54,10 @@ class ScriptedKafka:
         self._lock = threading.Lock()
         self._answering = threading.RLock()  # what only a producer's I/O thread does, one thing at a time
         self._queues: dict[Line, deque[list[Event]]] = defaultdict(deque)
-        self._unsettled: dict[int, list[Event]] = {}
+        self._unsettled: dict[int, tuple[float, list[Event]]] = {}
+        self._told_late: set[int] = set()
+        self.aged = 0.0
+        """Everything that waits is taken for so many seconds older."""
         self._open = is_open
         self._broken = False
         self._closed = False
@@ -80,12 +84,24 @@ class ScriptedKafka:
             for event in events[:admitted]:
                 groups[event.route.topic, event.route.key].append(event)
             for line, group in groups.items():
-                self._unsettled[id(group)] = group
+                self._unsettled[id(group)] = (time.monotonic(), group)
                 self._queues[line].append(group)
             return admitted
 
     def unacknowledged(self) -> list[Event]:
-        return [event for group in self._unsettled.copy().values() for event in group]
+        return [event for _, group in self._unsettled.copy().values() for event in group]
+
+    def count_late(self, before: float) -> int:
+        return len(self._waiting(before))
+
+    def late(self, before: float, *, again: bool = False) -> list[Event]:
+        new = [event for event in self._waiting(before) if again or event.seq not in self._told_late]
+        self._told_late |= {event.seq for event in new}
+        return new
+
+    def _waiting(self, before: float) -> list[Event]:
+        groups = self._unsettled.copy().values()
+        return [event for since, group in groups if since - self.aged < before for event in group]
 
     def break_off(self, error: BaseException) -> None:  # noqa: ARG002
         self._broken = True

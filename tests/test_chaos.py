@@ -21,10 +21,22 @@ def test_a_short_sequence_of_random_faults_costs_nothing() -> None:
     command = [sys.executable, "-m", "sandbox.chaos", "--seconds", "6", "--seed", "5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     head, *verdicts = done.stdout.splitlines()
-    assert head.split()[:4] == ["fault", "s", "sent", "delivered"]
+    assert head.split() == [
+        "fault",
+        "s",
+        "sent",
+        "delivered",
+        "possible",
+        "twice",
+        "peak",
+        "MB",
+        "order",
+        "verdict",
+    ]
     assert verdicts
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(line.endswith("kept    ok") for line in verdicts)
+    assert all(20 < int(line.split()[-3]) < 500 for line in verdicts), "the peak of memory"
 
 
 @pytest.mark.parametrize(

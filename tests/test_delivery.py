@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import sys
 import threading
 import time
@@ -252,6 +253,101 @@ class _Same(list[Any]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def test_what_waits_for_one_partition_is_put_on_disk_while_the_others_flow_directly(
+    by_hand: Callable[..., Rig],
+) -> None:
+    rig = by_hand(ScriptedKafka())
+    stuck: list[Event] = []
+    for _ in range(5):
+        stuck += let_all_but_one_line_flow(rig, 600)
+        rig.sink.aged = 0.0
+        rig.step()
+        rig.sink.aged = 2.1
+        rig.delivery._copies.look_at_once()
+        rig.step()
+        assert content_of(rig.spool) == stuck
+        assert not rig.delivery.spooling
+    assert rig["messages_spooled"] == 0
+    assert rig["messages_in_flight"] == len(stuck)
+    rig.sink.lose_the_producer()
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+    rig.accept(10)
+    assert rig.spool.count == 0, "direct again"
+
+
+def let_all_but_one_line_flow(rig: Rig, count: int) -> list[Event]:
+    """Accept events and answer all but those of one line; return those."""
+    first = len(rig.feed.made)
+    rig.accept(count)
+    lines = sorted(rig.sink.lines())
+    for line in lines[1:]:
+        rig.sink.answer(line)
+    return lines_in(rig.feed.made[first:], lines[0])
+
+
+def lines_in(events: Iterable[Event], line: tuple[str, bytes | None]) -> list[Event]:
+    return [event for event in events if (event.route.topic, event.route.key) == line]
+
+
+def test_nothing_is_put_on_disk_while_it_lingers(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka())
+    rig.sink.in_flight.lingering_seconds = 2.0
+    let_all_but_one_line_flow(rig, 600)
+    for aged, on_disk in ((3.9, False), (4.1, True)):
+        rig.sink.aged = aged
+        rig.delivery._copies.look_at_once()
+        rig.step()
+        assert bool(rig.spool.count) is on_disk
+    assert not rig.delivery.spooling
+    rig.sink.in_flight.lingering_seconds = 60.0
+    let_all_but_one_line_flow(rig, 600)
+    rig.sink.aged = 5.1
+    rig.delivery._copies.look_at_once()
+    rig.step()
+    assert rig.spool.count == rig.sink.in_flight.records, "no longer than a flush, however long it may linger"
+    drain(rig)
+
+
+def test_what_waits_is_offered_again_to_a_disk_that_did_not_take_it(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka())
+    disk = unwilling(rig)
+    disk.failing = {"append"}
+    stuck = let_all_but_one_line_flow(rig, 600)
+    rig.sink.aged = 2.1
+    rig.step()
+    assert rig.spool.count == 0
+    disk.failing = set()
+    rig.delivery._copies.look_at_once()
+    rig.step()
+    assert rig.spool.count == 0, "not before some seconds have gone by"
+    rig.delivery._copies.write_again()
+    rig.step()
+    assert content_of(rig.spool) == stuck
+    assert rig["messages_dropped"] == 0
+    drain(rig)
+
+
+def test_while_nothing_is_acknowledged_a_few_are_sent_now_and_then_and_the_rest_stays_on_disk(
+    by_hand: Callable[..., Rig],
+) -> None:
+    rig = by_hand(ScriptedKafka())
+    rig.accept(600)
+    rig.sink.in_flight.stalled = 1.1
+    rig.step()
+    rig.accept(1000)
+    rig.step()
+    assert rig.sink.in_flight.records == 600
+    for probes in (1, 2):
+        rig.delivery._probe_at = 0.0
+        rig.step()
+        rig.step()
+        assert rig.sink.in_flight.records == 600 + probes * 100
+    assert rig.delivery.spooling
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+
+
 def test_as_much_as_fits_is_secured(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka(), max_bytes=1_000_000)
     for _ in range(100):
@@ -480,12 +576,19 @@ class Unwilling:
         raise SpoolFailed("disk I/O error")
 
 
+def unwilling(rig: Rig) -> Unwilling:
+    """Put a disk under the rig that fails on command."""
+    disk = Unwilling(rig.spool)
+    rig.delivery._spool = rig.delivery._copies._spool = disk  # type: ignore[assignment]
+    return disk
+
+
 ALL_VERBS = {"append", "read", "remove", "evict", "bury", "absent"}
 
 
 def test_a_disk_that_fails_costs_what_cannot_be_written_and_nothing_else(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka(is_open=False))
-    rig.delivery._spool = disk = Unwilling(rig.spool)  # type: ignore[assignment]
+    disk = unwilling(rig)
     rig.accept(100)
     disk.failing = ALL_VERBS
     rig.accept(50)
@@ -501,7 +604,7 @@ def test_a_disk_that_fails_costs_what_cannot_be_written_and_nothing_else(by_hand
 def test_what_came_back_waits_for_the_disk_to_work_again(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka())
     rig.accept(600)
-    rig.delivery._spool = disk = Unwilling(rig.spool)  # type: ignore[assignment]
+    disk = unwilling(rig)
     disk.failing = {"absent", "read", "remove"}
     rig.sink.lose_the_producer()
     rig.sink.end()
@@ -517,7 +620,7 @@ def test_what_came_back_waits_for_the_disk_to_work_again(by_hand: Callable[..., 
 
 def test_a_disk_too_full_to_delete_anything_does_not_keep_events_from_kafka(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka(is_open=False))
-    rig.delivery._spool = disk = Unwilling(rig.spool)  # type: ignore[assignment]
+    disk = unwilling(rig)
     rig.accept(3000)
     disk.failing = {"append", "remove", "evict", "bury"}
     rig.sink.reopen()
@@ -533,6 +636,88 @@ def test_a_disk_too_full_to_delete_anything_does_not_keep_events_from_kafka(by_h
     assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
 
 
+def test_what_the_disk_gives_back_otherwise_than_written_is_a_dead_letter_and_the_rest_is_delivered(
+    by_hand: Callable[..., Rig],
+) -> None:
+    rig = by_hand(ScriptedKafka(is_open=False))
+    rig.accept(600)
+    with closing(sqlite3.connect(rig.folder / FILE)) as behind_its_back:
+        behind_its_back.execute(
+            "UPDATE events SET value = CAST(x'ff' || value AS BLOB) WHERE seq IN (3, 599, 600)"
+        )
+        behind_its_back.commit()
+    rig.sink.reopen()
+    drain(rig)
+    letters = rig.spool.dead_letters()
+    assert [letter.value[1:] for letter in letters] == [rig.feed.made[at].value for at in (2, 598, 599)]
+    assert {letter.reason for letter in letters} == {"ChecksumMismatch"}
+    assert rig["messages_dead_lettered"] == 3
+    expected = [event for event in rig.feed.made if event.seq not in (3, 599, 600)]
+    assert_complete_and_in_order(lines_of(rig.sink.written), expected, 0)
+
+
+def test_a_file_damaged_under_way_is_set_aside_what_was_in_it_counted_and_the_rest_delivered(
+    tmp_path: Path,
+) -> None:
+    before = Rig(ScriptedKafka(is_open=False), tmp_path / "spool", Feed())
+    for _ in range(200):
+        before.accept(100, size=300)
+    before.close(0.1)
+    kafka = ScriptedKafka(is_open=False)
+    rig = Rig(kafka, tmp_path / "spool", Feed())
+    rig.delivery.start()
+    damage_every_page(tmp_path / "spool" / FILE)
+    with Clockwork(kafka):
+        kafka.reopen()
+        wait_until(lambda: rig.spool.damaged, "damage noticed")
+        feed_for(rig, 0.5)
+        wait_until(lambda: not rig.spool.count and not kafka.in_flight.records, "everything else delivered")
+        wait_until(lambda: rig["messages_in_flight"] == 0, "counted")
+        rig.close()
+    rig.assert_at_rest()
+    assert rig.spool.damaged
+    assert rig.spool.damaged.stat().st_size > 6_000_000
+    metrics = rig.telemetry.snapshot()
+    assert set(metrics["messages_dropped_by_reason"]) == {"spool_damaged"}
+    assert metrics["messages_dropped"] + metrics["kafka_produced"] == 20_000 + len(rig.feed.made)
+    new = [event for event in kafka.written if event.timestamp_ms == NOW and len(event.value) < 300]
+    assert_complete_and_in_order(lines_of(new), rig.feed.made, 0)
+
+
+def damage_every_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        for page in range(1, path.stat().st_size // 4096):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 16)
+
+
+def test_dead_letters_beyond_the_spools_bound_are_counted_as_lost(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka(), max_bytes=5_000)
+    rig.accept(600)
+    for line in rig.sink.lines():
+        rig.sink.answer(line, "poison")
+        rig.step()
+    rig.assert_accounted_for()
+    metrics = rig.telemetry.snapshot()
+    assert metrics["messages_dropped_by_reason"] == {"spool_full": 600 - metrics["messages_dead_lettered"]}
+    assert len(rig.spool.dead_letters()) == metrics["messages_dead_lettered"]
+
+
+def test_the_disk_gets_back_what_an_outage_needed(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka(is_open=False))
+    for _ in range(200):
+        rig.accept(100, size=1000)
+    assert size_of(rig.folder) > 20_000_000
+    rig.sink.reopen()
+    drain(rig)
+    rig.step()
+    assert size_of(rig.folder) < 1_000_000
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 # Any order of things
 
 
@@ -544,7 +729,7 @@ actions = st.lists(
             st.integers(0, 5),
         ),
         st.tuples(
-            st.sampled_from(["step", "end and reopen", "end", "reopen", "lose", "stall", "flow"]), st.none()
+            st.sampled_from(["step", "end and reopen", "end", "reopen", "lose", "stall", "flow", "age"]), st.none()
         ),
     ),
     max_size=60,
@@ -576,6 +761,10 @@ def test_any_sequence_of_fates_loses_doubles_and_overtakes_nothing(  # noqa: C90
                 kafka.in_flight.stalled = None
             elif verb == "lose":
                 kafka.lose_the_producer()
+            elif verb == "age":
+                kafka.aged = 2.1 - kafka.aged
+                rig.delivery._copies.look_at_once()
+                rig.delivery._probe_at = 0.0
             elif verb.startswith("end"):
                 if kafka.broken:
                     kafka.end(chance)
@@ -612,7 +801,7 @@ def check_what_a_crash_leaves(rig: Rig, folder: Path) -> None:
     try:
         heir.sink.written += before
         heir.telemetry.recovered(heir.spool.count)
-        recovered = heir.spool.count
+        maybe_sent = heir.spool.count_sent()
         safe = {event.value for event in before} | {event.value for event in heir.spool.read(0, 10**6)}
         drain(heir)
         written = lines_of(heir.sink.written)
@@ -621,7 +810,7 @@ def check_what_a_crash_leaves(rig: Rig, folder: Path) -> None:
             in_order = [value for value in values if value in safe]
             assert first_ones(written.get(line, [])) == in_order
         duplicates = sum(len(values) - len(set(values)) for values in written.values())
-        assert duplicates <= recovered + rig["possible_duplicates"]
+        assert duplicates <= maybe_sent + rig["possible_duplicates"]
     finally:
         heir.spool.close()
 
@@ -653,6 +842,8 @@ def test_racing_threads_lose_double_and_overtake_nothing(seed: int, tmp_path: Pa
             clockwork.verdicts += [chance.choice(("fail", "lost", "poison", "ack"))] * chance.randint(0, 2)
             if chance.random() < 0.1:
                 kafka.in_flight.stalled = chance.choice((None, 1.1))
+            if chance.random() < 0.1:
+                kafka.aged = chance.choice((0.0, 2.1))
             if chance.random() < 0.1:
                 kafka.lose_the_producer()
             assert balanced(rig.telemetry.snapshot())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from src.events import Event, Route
 from src.in_flight import InFlight
 
+LATENESS = 5.0  # of a busy machine
 ROUTE = Route("trade", "trades", b"BTCUSDT", b"}", 0, b"")
 
 
@@ -83,6 +84,16 @@ def test_the_stall_counts_from_the_first_of_what_is_in_flight() -> None:
     time.sleep(0.05)
     in_flight.admit(events(1))
     assert in_flight.stalled_seconds >= 0.05, "what joins does not move what waits"
+
+
+def test_the_stall_counts_from_the_end_of_the_lingering() -> None:
+    in_flight = InFlight(max_records=10, max_bytes=10)
+    in_flight.lingering_seconds = 0.1
+    in_flight.admit(events(1))
+    time.sleep(0.05)
+    assert in_flight.stalled_seconds == 0
+    time.sleep(0.1)
+    assert 0.05 <= in_flight.stalled_seconds < 0.15 + LATENESS
 
 
 def test_each_settled_record_ends_the_stall() -> None:

@@ -524,7 +524,7 @@ def test_without_a_producer_nothing_is_taken_and_nothing_is_in_flight(make_rig: 
     for _ in range(100):
         assert rig.sink.send(Feed(topics).events(5)) == 0
     assert rig.sink.in_flight.records == 0
-    assert rig.sink.unacknowledged() == []
+    assert rig.sink.late(float("inf")) == []
 
 
 @kafka_test
@@ -540,6 +540,22 @@ def test_what_lingers_is_hurried_even_when_the_producer_opens_after_that(
     broker.start()
     rig.wait_for_delivery()
     rig.assert_settled(produced=100)
+
+
+@kafka_test
+def test_lingering_for_longer_than_a_second_is_no_stall(topics: Topics, make_rig: MakeRig) -> None:
+    rig = make_rig(config(topics, linger_ms=1_500))
+    rig.start()
+    feed = Feed(topics)
+    rig.send(feed.events(10))
+    looked_at = 0
+    while not rig.count("kafka_produced"):
+        assert not rig.delivery.spooling
+        looked_at += 1
+        time.sleep(0.01)
+    assert looked_at > 100
+    assert rig.spool.last_seq == 0, "and nothing went to disk"
+    rig.wait_for_delivery()
 
 
 @kafka_test

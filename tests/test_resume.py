@@ -240,23 +240,25 @@ def test_what_kafka_holds_already_is_taken_off_the_disk_and_the_rest_is_sent_onc
     first.delivered()
     first.die()
     unsent = first.decoded([trade("BTCUSDT", number) for number in range(301, 401)])
-    # As after a kill before the acknowledgements were taken note of:
-    left_on_disk(tmp_path / "spool", [*sent, *unsent])
+    # As after a kill before the acknowledgements were taken note of, 50 of the others on their way:
+    left_on_disk(tmp_path / "spool", [*sent, *unsent], sent_up_to=252)
     second = make_run(kafka).start()
     assert second.found["btcusdt@trade"] == Position("btcusdt@trade", 400)
     second.delivered()
     assert second["messages_already_delivered"] == 202
     assert second["messages_recovered"] == 302
     assert second["kafka_produced"] == 100
+    assert second["possible_duplicates"] == 50
     second.close()
     truth = Truth(kafka)
     assert truth.ids["btcusdt@trade"] == list(range(1, 401))
     assert len(truth.values) == len(set(truth.values)) == 402
 
 
-def left_on_disk(folder: Path, events: list[Event]) -> None:
+def left_on_disk(folder: Path, events: list[Event], sent_up_to: int = 0) -> None:
     with closing(Spool(SpoolConfig(path=folder, min_free_bytes=0))) as spool:
         spool.append(numbered(events))
+        spool.sending(sent_up_to)
 
 
 def numbered(events: list[Event]) -> list[Event]:

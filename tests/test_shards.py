@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -225,6 +226,30 @@ def test_what_does_not_fit_stays_where_it_is(tmp_path: Path) -> None:
         assert (found.events, spool.count) == (0, 0)
     assert "SPOOL_MAX_BYTES" in found.reason
     assert len(values_in(tmp_path)) == 10
+
+
+def test_what_may_have_been_sent_there_may_have_been_sent_here(tmp_path: Path) -> None:
+    left(tmp_path, [b"left"] * 4_000)
+    with closing(Spool(SpoolConfig(path=tmp_path, min_free_bytes=0))) as spool:
+        spool.sending(100)
+    settings = settings_of(tmp_path, 0, 2)
+    with closing(Spool(settings.spool)) as spool:
+        assert [each.events for each in take_over(spool, settings)] == [4_000]
+        assert 100 <= spool.count_sent() < 4_000
+
+
+def test_what_is_damaged_there_stays_as_a_dead_letter_and_the_rest_is_taken_over(tmp_path: Path) -> None:
+    left(tmp_path, [b"left"] * 10)
+    with closing(sqlite3.connect(tmp_path / FILE)) as database, database:
+        database.execute("UPDATE events SET value = x'00' WHERE seq = 4")
+    settings = settings_of(tmp_path, 0, 2)
+    with closing(Spool(settings.spool)) as spool:
+        (found,) = take_over(spool, settings)
+        assert (found.events, spool.count) == (9, 9)
+        assert found.reason == "1 dead letters: the disk gave back other bytes than were written"
+    with closing(Spool(SpoolConfig(path=tmp_path, min_free_bytes=0))) as gone:
+        assert gone.count == 0
+        assert [letter.reason for letter in gone.dead_letters()] == ["ChecksumMismatch"]
 
 
 @pytest.mark.kafka

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import SpoolConfig
-from src import spool as spool_module
+from src import spool_file
 from src.events import Event, Route, Topics
-from src.spool import FILE, Spool, SpoolFailed, SpoolFull, SpoolUnusable
+from src.spool import FILE, Spool, SpoolDamaged, SpoolFailed, SpoolFull, SpoolUnusable
+from src.spool_file import SpoolFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,13 +148,13 @@ def test_counts_bytes_and_contents_are_exact_whatever_happens(  # noqa: C901, PL
     folder = tmp_path_factory.mktemp("model")
     spool = Spool(config(folder, max_bytes=2500))
     model: dict[int, Event] = {}
-    dead: list[bytes] = []
+    dead: list[Event] = []
     try:
         for name, argument in steps:
             if name == "append":
                 offered = [event(number) for number in sorted(argument)]
                 new = {one.seq: one for one in offered if one.seq not in model}
-                if sizes([*model.values(), *new.values()]) > 2500 and new:
+                if sizes([*model.values(), *new.values(), *dead]) > 2500 and new:
                     with pytest.raises(SpoolFull):
                         spool.append(offered)
                 else:
@@ -165,10 +166,15 @@ def test_counts_bytes_and_contents_are_exact_whatever_happens(  # noqa: C901, PL
                     model.pop(number, None)
             elif name == "bury":
                 buried = [event(number) for number in dict.fromkeys(argument)]
-                spool.bury(buried, "TooLarge", "no")
-                dead += [one.value for one in buried]
-                for one in buried:
-                    model.pop(one.seq, None)
+                absent = [one for one in buried if one.seq not in model]
+                if absent and sizes([*model.values(), *dead, *absent]) > 2500:
+                    with pytest.raises(SpoolFull):
+                        spool.bury(buried, "TooLarge", "no")
+                else:
+                    spool.bury(buried, "TooLarge", "no")
+                    dead += buried
+                    for one in buried:
+                        model.pop(one.seq, None)
             elif name == "evict":
                 topic, size, after = argument
                 victims = []
@@ -183,7 +189,7 @@ def test_counts_bytes_and_contents_are_exact_whatever_happens(  # noqa: C901, PL
                 spool = Spool(config(folder, max_bytes=2500))
             assert (spool.count, spool.bytes) == (len(model), sizes(list(model.values())))
             assert content(everything(spool)) == content([model[number] for number in sorted(model)])
-            assert [letter.value for letter in spool.dead_letters()] == dead
+            assert [letter.value for letter in spool.dead_letters()] == [one.value for one in dead]
     finally:
         spool.close()
 
@@ -370,6 +376,94 @@ def test_an_event_is_either_alive_or_buried_when_burying_fails(spool: Spool, tmp
     assert (spool.count, spool.bytes) == (8, sizes([*events(1, 3), *events(6, 10)]))
 
 
+# What may have been sent, and what remains of an outage
+
+
+def test_which_events_may_have_been_sent_survives_a_restart_until_it_is_settled(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 10))
+        assert spool.count_sent() == 0
+        spool.sending(5)
+        spool.sending(3)
+        spool.append([event(8)], sent=True)
+    with closing(Spool(config(tmp_path))) as spool:
+        assert spool.count_sent() == 5
+        spool.remove([1, 2])
+        assert spool.count_sent() == 3
+        spool.append([event(12)], sent=True)
+        assert spool.count_sent() == 9
+        spool.nothing_sent()
+        assert spool.count_sent() == 0
+    with closing(Spool(config(tmp_path))) as spool:
+        assert spool.count_sent() == 0
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_an_empty_spool_gives_the_disk_back(reopened: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 10_000, size=2000))
+        spool.bury([event(1)], "TooLarge", "no")
+        spool.shrink()
+        assert spool.count == 9_999, "not while something is there"
+        spool.remove(range(1, 10_001))
+        if not reopened:
+            spool.shrink()
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1_000_000
+    with closing(Spool(config(tmp_path))) as spool:
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1_000_000
+        assert [letter.value for letter in spool.dead_letters()] == [event(1).value]
+        spool.append(events(20_000, 20_010))
+        assert content(everything(spool)) == content(events(20_000, 20_010))
+
+
+def test_below_the_floor_of_free_disk_space_an_empty_spool_keeps_its_room(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 10_000, size=2000))
+        spool.remove(range(1, 10_001))
+    with closing(Spool(config(tmp_path, min_free_bytes=10**18))) as spool:
+        spool.shrink()
+        assert spool.room > 10_000_000
+        spool.append(events(10_001, 12_000, size=2000))
+        assert spool.count == 2_000
+
+
+def test_what_is_read_twice_is_named_once_when_it_is_spoiled(tmp_path: Path, spool: Spool) -> None:
+    spool.append(events(1, 10))
+    sql(tmp_path, "UPDATE events SET value = x'00' WHERE seq IN (4, 5)")
+    assert len(everything(spool)) == len(everything(spool)) == 8
+    spool.remove([5])
+    assert [one.seq for one in spool.take_spoiled()] == [4]
+
+
+def test_events_that_came_before_the_topics_were_told_are_redirected_all_the_same(tmp_path: Path) -> None:
+    topics = Topics("new", "depth", "raw")
+    with closing(Spool(config(tmp_path))) as spool:
+        assert spool.redirect(topics) == 0
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 10))
+        assert spool.redirect(topics) > 0
+        assert len(everything(spool)) == 10
+        assert spool.take_spoiled() == []
+
+
+def test_dead_letters_count_towards_the_bound_until_they_are_discarded(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path, max_bytes=sizes(events(1, 10))))) as spool:
+        spool.bury(events(1, 8), "TooLarge", "no")
+        with pytest.raises(SpoolFull):
+            spool.append(events(9, 12))
+        with pytest.raises(SpoolFull):
+            spool.bury(events(9, 12), "TooLarge", "no")
+        assert len(spool.dead_letters()) == 8
+        spool.append(events(9, 10))
+        spool.bury(events(9, 10), "TooLarge", "no")
+        assert len(spool.dead_letters()) == 10
+    with closing(Spool(config(tmp_path, max_bytes=sizes(events(1, 10))))) as spool:
+        with pytest.raises(SpoolFull):
+            spool.append([event(20)])
+        spool.discard_dead_letter(spool.dead_letters()[-1].id)
+        spool.append([event(10)])
+
+
 # Damage
 
 
@@ -427,11 +521,83 @@ def test_a_damaged_file_is_set_aside_whole_and_named_and_work_goes_on(damage: An
 def test_a_damaged_file_that_is_too_large_for_a_full_check_is_set_aside_as_well(
     damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "_CHECKED_BYTES", 0)
+    monkeypatch.setattr(spool_file, "_CHECKED_BYTES", 0)
     damage(filled(tmp_path))
     with closing(Spool(config(tmp_path))) as spool:
         assert spool.damaged is not None
         assert spool.count == 0
+
+
+def test_an_event_that_is_not_as_it_was_written_is_left_out_and_named(tmp_path: Path, spool: Spool) -> None:
+    spool.append(events(1, 10))
+    sql(tmp_path, "UPDATE events SET value = x'00' WHERE seq = 4", "UPDATE events SET key = x'00' WHERE seq > 8")
+    assert [one.seq for one in spool.read(0, 6)] == [1, 2, 3, 5, 6]
+    assert [one.seq for one in spool.read(7, 1)] == [8]
+    assert spool.read(8, 1) == []
+    assert [one.seq for one in spool.take_spoiled()] == [4, 9, 10]
+    assert spool.take_spoiled() == []
+    assert spool.count == 10
+
+
+def test_bits_that_flip_in_the_names_of_a_row_harm_that_row_alone(tmp_path: Path, spool: Spool) -> None:
+    spool.redirect(Topics("trades", "depth", "raw"))
+    spool.append(events(1, 10))
+    sql(
+        tmp_path,
+        "UPDATE events SET topic = CAST(x'ff41' AS TEXT) WHERE seq = 2",
+        "UPDATE events SET value = CAST(x'ff41' AS TEXT) WHERE seq = 3",
+        "UPDATE events SET topic = 'other' WHERE seq = 4",
+    )
+    assert [one.seq for one in everything(spool)] == [1, *range(5, 11)]
+    assert [one.seq for one in spool.take_spoiled()] == [2, 3, 4]
+
+
+def test_damage_that_the_start_has_not_seen_shows_when_it_is_read(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 20_000, size=500))
+    with closing(Spool(config(tmp_path))) as spool:
+        assert spool.damaged is None
+        flip_bytes_of_pages(tmp_path / FILE)
+        with pytest.raises(SpoolDamaged):
+            everything(spool)
+        spool.replace()
+        assert spool.damaged is not None
+        assert (spool.count, everything(spool)) == (0, [])
+        spool.append(events(1, 10))
+        assert content(everything(spool)) == content(events(1, 10))
+
+
+def test_the_check_at_the_start_ends_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        for start in range(1, 100_001, 50_000):
+            spool.append(events(start, start + 49_999, size=500))
+    with closing(SpoolFile(tmp_path, "normal")) as file:
+        assert file.checked
+    monkeypatch.setattr(spool_file, "CHECK_SECONDS", 0.005)
+    for _ in range(50):  # on a busy machine even this time may be enough
+        with closing(SpoolFile(tmp_path, "normal")) as file:
+            assert file.damaged is None
+            if not file.checked:
+                return
+    pytest.fail("the whole file was read each time")
+
+
+def test_a_file_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    sql(
+        tmp_path,
+        "CREATE TABLE events"
+        " (seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, event_type TEXT, timestamp_ms INTEGER, value BLOB)",
+        "INSERT INTO events VALUES (7, 'trades', x'41', 'trade', 5, x'4242')",
+        "INSERT INTO events VALUES (9, 'trades', x'41', 'trade', 6, x'43')",
+    )
+    with closing(Spool(config(tmp_path))) as spool:
+        assert (spool.count, spool.bytes, spool.last_seq) == (2, 3 + 2 * OVERHEAD, 9)
+        spool.append(events(10, 12))
+        assert [one.value for one in everything(spool)] == [b"BB", b"C", *(one.value for one in events(10, 12))]
+    with closing(Spool(config(tmp_path))) as spool:
+        assert (spool.count, spool.take_spoiled()) == (5, [])
 
 
 def test_a_second_damaged_file_does_not_replace_the_first(tmp_path: Path) -> None:

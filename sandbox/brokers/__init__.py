@@ -2,6 +2,8 @@
 
 with EmbeddedBroker(folder) as broker:
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+
+`Cluster` is three Apache Kafka 4 that replicate.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 from sandbox.brokers.apache import Kafka3, Kafka4
 from sandbox.brokers.broker import Broker
 from sandbox.brokers.child import BrokerError
+from sandbox.brokers.cluster import Cluster
 from sandbox.brokers.embedded import EmbeddedBroker
 from sandbox.brokers.listener import Listener
 from sandbox.brokers.maven import fetched
@@ -32,6 +35,7 @@ __all__ = [
     "BROKERS",
     "Broker",
     "BrokerError",
+    "Cluster",
     "EmbeddedBroker",
     "Kafka3",
     "Kafka4",

@@ -1,6 +1,7 @@
 """Run one broker in the foreground, until Ctrl+C or SIGTERM: `python -m sandbox.brokers embedded --port 9092`.
 
-Prints one JSON line when clients are answered. `fetch` downloads both Apache Kafkas instead.
+Prints one JSON line when clients are answered. `cluster` is three Apache Kafka 4 that replicate, on the port and
+the two after it. `fetch` downloads both Apache Kafkas instead.
 Exit codes: 0 stopped on request, 1 the broker could not be fetched or started, or ended by itself.
 """
 
@@ -16,10 +17,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from sandbox.brokers import BROKERS, Broker, BrokerError, fetch_all
+from sandbox.brokers import BROKERS, Broker, BrokerError, Cluster, fetch_all
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_SECONDS = 0.5
+_CLUSTER = "cluster"
 
 
 def main() -> int:
@@ -50,12 +52,13 @@ def _interrupt(*_: object) -> NoReturn:
 def _run(name: str, port: int | None, data_dir: Path | None) -> NoReturn:
     with ExitStack() as stack:
         folder = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-")))
-        broker = stack.enter_context(BROKERS[name](folder, port))
-        _say({"event": "broker_started", "bootstrap_servers": broker.bootstrap_servers})
-        _watch(broker)
+        made: Broker | Cluster = Cluster(folder, port) if name == _CLUSTER else BROKERS[name](folder, port)
+        stack.enter_context(made)
+        _say({"event": "broker_started", "bootstrap_servers": made.bootstrap_servers})
+        _watch(made)
 
 
-def _watch(broker: Broker) -> NoReturn:
+def _watch(broker: Broker | Cluster) -> NoReturn:
     while broker.running:
         time.sleep(_LOOK_EVERY_SECONDS)
     raise BrokerError(f"the broker ended by itself{broker.log_tail()}")
@@ -67,7 +70,7 @@ def _say(event: dict[str, str | list[str]]) -> None:
 
 def _command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox.brokers", description=__doc__)
-    parser.add_argument("broker", choices=[*BROKERS, "fetch"])
+    parser.add_argument("broker", choices=[*BROKERS, _CLUSTER, "fetch"])
     parser.add_argument("--port", type=int, help="port on 127.0.0.1 (default: a free one)")
     parser.add_argument(
         "--data-dir",

@@ -1,11 +1,12 @@
 """Apache Kafka as a broker of the sandbox: 4.x in KRaft mode, and 3.9 with its ZooKeeper.
 
-One broker each. What a cluster needs more (other node ids, a list of voters, higher replication of the
-internal topics) is decided in the two functions that return the properties, and nowhere else.
+One broker each; `cluster.py` makes three of the first one.
 """
 
 from __future__ import annotations
 
+import base64
+import os
 import subprocess
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,12 +18,13 @@ from sandbox.brokers.maven import fetched, required
 from sandbox.brokers.probe import free_port, kafka_answers, zookeeper_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     Properties = dict[str, object]
 
 _FORMAT_SECONDS = 60
+_HEAP = "512m"
 _ZOOKEEPER_MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 # How long a killed broker stays registered, and so how long its next start takes.
 _SESSION_MS = 3_000
@@ -31,20 +33,35 @@ _SESSION_MS = 3_000
 class Kafka4(Broker):
     """Apache Kafka 4.x: broker and controller in one process (KRaft)."""
 
-    def __init__(self, folder: Path, port: int | None = None, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(  # noqa: PLR0913 - the last four are for a node of a cluster
+        self,
+        folder: Path,
+        port: int | None = None,
+        listeners: Sequence[Listener] = (),
+        *,
+        number: int = 1,
+        controllers: Mapping[int, int] | None = None,
+        cluster_id: str | None = None,
+        heap: str = _HEAP,
+    ) -> None:
         super().__init__(folder, port)
         self.listeners = listeners
-        self._controller_port = free_port()
-        self._server = _kafka("kafka4", folder, self.port)
+        self._number = number
+        self._controllers = controllers or {number: free_port()}
+        self._cluster_id = cluster_id
+        self._server = _kafka("kafka4", folder, self.port, heap)
 
     def _children(self) -> tuple[Child, ...]:
         return (self._server,)
 
     def _prepare(self) -> None:
-        listeners = listening(self.port, self.listeners, self._controller_port)
-        _write(self.folder / "server.properties", _kraft(self.folder, self._controller_port) | listeners)
+        _write(self.folder / "server.properties", self._properties())
         if not (self.folder / "data" / "meta.properties").exists():
-            _format(self.folder)
+            _format(self.folder, self._cluster_id or _random_id())
+
+    def _properties(self) -> Properties:
+        listeners = listening(self.port, self.listeners, self._controllers[self._number])
+        return _kraft(self.folder, self._number, self._controllers) | listeners
 
 
 class Kafka3(Broker):
@@ -71,40 +88,42 @@ class Kafka3(Broker):
         _write(self.folder / "server.properties", _with_zookeeper(self.folder, self._zookeeper_port) | listeners)
 
 
-def _kafka(pom: str, folder: Path, port: int) -> Child:
-    command = partial(_java, pom, "kafka.Kafka", folder / "server.properties")
+def _kafka(pom: str, folder: Path, port: int, heap: str = _HEAP) -> Child:
+    command = partial(_java, pom, "kafka.Kafka", folder / "server.properties", heap=heap)
     return Child("Apache Kafka", command, log=folder / "broker.log", answers=partial(kafka_answers, port))
 
 
-def _java(pom: str, *arguments: object) -> list[str]:
+def _java(pom: str, *arguments: object, heap: str = _HEAP) -> list[str]:
     java = required("java", "default-jre-headless")
     log_format = ["-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.showThreadName=false"]
-    return [java, "-Xmx512m", *log_format, "-cp", f"{fetched(pom)}/*", *map(str, arguments)]
+    return [java, f"-Xmx{heap}", *log_format, "-cp", f"{fetched(pom)}/*", *map(str, arguments)]
 
 
-def _format(folder: Path) -> None:
-    def storage_tool(*arguments: object) -> str:
-        done = subprocess.run(
-            _java("kafka4", "kafka.tools.StorageTool", *arguments),
-            capture_output=True,
-            text=True,
-            timeout=_FORMAT_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            raise BrokerError(f"Kafka could not prepare {folder}:\n{done.stdout}{done.stderr}")
-        return done.stdout.strip()
-
-    storage_tool("format", "-t", storage_tool("random-uuid"), "-c", folder / "server.properties")
+def _format(folder: Path, cluster_id: str) -> None:
+    arguments = ("format", "-t", cluster_id, "-c", folder / "server.properties")
+    done = subprocess.run(
+        _java("kafka4", "kafka.tools.StorageTool", *arguments),
+        capture_output=True,
+        text=True,
+        timeout=_FORMAT_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise BrokerError(f"Kafka could not prepare {folder}:\n{done.stdout}{done.stderr}")
 
 
-def _kraft(folder: Path, controller_port: int) -> Properties:
+def _random_id() -> str:
+    """Return 16 bytes in base64, as Kafka's own tool makes them, without its second of start."""
+    return base64.urlsafe_b64encode(b"k" + os.urandom(15)).decode().rstrip("=")  # must not begin with a dash
+
+
+def _kraft(folder: Path, number: int, controllers: Mapping[int, int]) -> Properties:
     return _alone(folder) | {
         "broker.session.timeout.ms": _SESSION_MS,
         "broker.heartbeat.interval.ms": _SESSION_MS // 3,
         "process.roles": "broker,controller",
-        "node.id": 1,
-        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "node.id": number,
+        "controller.quorum.voters": ",".join(f"{node}@127.0.0.1:{port}" for node, port in controllers.items()),
     }
 
 

@@ -63,10 +63,7 @@ class Broker(ABC):
         """
         if self.running:
             return
-        if is_taken(self.port):  # and could answer in the place of the one that is started here
-            raise BrokerError(f"port {self.port} on 127.0.0.1 is taken by another program; choose another")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._prepare()
+        self._make_ready()
         deadline = time.monotonic() + _START_SECONDS
         try:
             for child in self._children():
@@ -75,6 +72,18 @@ class Broker(ABC):
         except BaseException:
             self.stop()
             raise
+
+    def begin(self) -> None:
+        """Start the broker's own process without waiting for its answers: it may need others for them."""
+        if not self.running:
+            self._make_ready()
+            self._children()[-1].start()
+
+    def _make_ready(self) -> None:
+        if is_taken(self.port):  # and could answer in the place of the one that is started here
+            raise BrokerError(f"port {self.port} on 127.0.0.1 is taken by another program; choose another")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._prepare()
 
     def stop(self) -> None:
         """End it cleanly, by force after 20 s; a frozen one is thawed first. No harm when it does not run."""

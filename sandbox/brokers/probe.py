@@ -34,15 +34,19 @@ def is_taken(port: int) -> bool:
 
 
 def kafka_answers(port: int) -> bool:
-    """Whether a broker on 127.0.0.1 answers a Metadata request (version 4) and names at least one live broker.
+    """Whether a broker on 127.0.0.1 answers and knows of a live broker.
 
     A listening socket says too little: a KRaft broker listens before its controller has let it in.
     """
+    return live_brokers(port) > 0
+
+
+def live_brokers(port: int) -> int:
+    """Return how many brokers one on 127.0.0.1 knows of (Metadata request, version 4); 0 without an answer."""
     reply = _ask(port, struct.pack(">i", len(_METADATA_V4_NO_TOPICS)) + _METADATA_V4_NO_TOPICS, 16)
     if len(reply) < 16:  # noqa: PLR2004 - length, correlation id, throttle time, number of brokers
-        return False
-    (brokers,) = struct.unpack_from(">i", reply, 12)
-    return bool(brokers > 0)
+        return 0
+    return int(struct.unpack_from(">i", reply, 12)[0])
 
 
 def zookeeper_answers(port: int) -> bool:
