@@ -76,8 +76,8 @@ class ExchangeChaos(Chaos):
 
     def judged(self) -> tuple[str, bool]:
         """Let one fault happen; return the line of the table, and whether all is as promised."""
-        least = min(self.happened[name] for name, _ in self.faults)
-        name, fault = self._chance.choice([each for each in self.faults if self.happened[each[0]] == least])
+        due = [each for each in self.faults if self.happened[each[0]] == self.rounds]
+        name, fault = self._chance.choice(due)
         self.happened[name] += 1
         seconds = self._chance.uniform(1.0, 3.0)
         fault(seconds)
@@ -98,6 +98,11 @@ class ExchangeChaos(Chaos):
         verdict = "; ".join(faults) or "ok"
         counted = f"{numbers[0]:>9} {numbers[1]:>9} {snapshots:>9} {metrics['gaps_opened']:>7}"
         return f"{name:<16} {seconds:>5.1f} {counted}  {verdict}", not faults
+
+    @property
+    def rounds(self) -> int:
+        """How often every fault has happened at least."""
+        return min(self.happened[name] for name, _ in self.faults)
 
     # Faults
 
@@ -200,7 +205,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         try:
             chaos = ExchangeChaos(stack, folder, asked.broker, asked.rate, asked.seed, kafka_too=asked.kafka)
-            while time.monotonic() < until:
+            while time.monotonic() < until and chaos.rounds < asked.rounds:
                 line, well = chaos.judged()
                 print(line, flush=True)  # noqa: T201
                 good &= well
@@ -213,6 +218,7 @@ def main() -> int:
 def _command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox.chaos_exchange", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="no fault begins after this (default: 60)")
+    parser.add_argument("--rounds", type=int, default=1000, help="end when each fault has happened so often")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--rate", type=float, default=2000.0, help="messages a second (default: 2000)")
     parser.add_argument("--broker", choices=BROKERS, default="embedded")

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _MOST_HOLES = 1_000
 """Of one stream, being filled at a time; a numbering that jumps more often is not worth following."""
 _ROUTES_KEPT = 100_000
+_NEVER = "invalid_symbol"
+"""Why a snapshot will not come however often it is asked for."""
 
 
 class Filling(Protocol):
@@ -196,6 +198,8 @@ class Continuity:
             found = self._depth(stream)
             if found is not None and (place := found.lane.place_of(found.name)) is not None:
                 self._pass_on(self._stop_waiting(found.lane, place, reason))
+            if found is not None and reason == _NEVER:
+                found.wants_snapshot = False
 
     # Whoever keeps the time, resumes, reports
 

@@ -64,6 +64,18 @@ def test_a_short_sequence_of_random_faults_of_the_exchange_leaves_no_gap() -> No
     assert all(line.endswith("  ok") for line in verdicts)
 
 
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_every_fault_of_the_exchange_once_leaves_no_gap(broker_name: str) -> None:
+    command = [sys.executable, "-m", "sandbox.chaos_exchange", "--rounds", "1", "--seconds", "900"]
+    command += ["--broker", broker_name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False)
+    _, *verdicts = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(verdicts) > 20
+    assert all(line.endswith("  ok") for line in verdicts)
+
+
 def kept(*events: dict[str, Any]) -> list[str]:
     added = {"source": "binance_websocket"}
     return Kept((b"BTCUSDT", json.dumps(added | event).encode()) for event in events).faults()
