@@ -9,7 +9,7 @@ BROKER := embedded  # or kafka4, kafka3
 SEED := 7
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-page profile soak chaos-kafka image test-image test-stack clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-spool bench-kafka bench-page profile soak chaos-kafka image test-image test-stack clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ bench: $(READY)  ## throughput, CPU, latency and memory beside a naive reference
 
 bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
 	$(BIN)/python -m benchmarks.bench --quick
+
+bench-spool: $(READY)  ## what the spool costs while Kafka is healthy: with and without it, in pairs
+	$(BIN)/python -m benchmarks.spool_cost
 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch

@@ -79,6 +79,8 @@ class Spool:
     def _begin(self) -> None:
         self._totals = self._read_totals()
         ((self.last_seq,),) = self._file.query("SELECT COALESCE(MAX(seq), 0) FROM events")
+        if self._totals.sent_up_to > self.last_seq:  # numbers above that are given out anew
+            self._note_sent(self.last_seq)
         if not self.count:
             with contextlib.suppress(SpoolFailed):  # it needs a little room itself
                 self._file.shrink()
