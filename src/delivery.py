@@ -148,7 +148,7 @@ class Delivery:
         self._spool.close()
 
     def _has_hope(self, connecting: Deadline) -> bool:
-        left = self._sink.in_flight.records or self._spool.count
+        left = self._sink.in_flight.records or self._sink.copies_in_flight.records or self._spool.count
         absent = not self._sink.ready and connecting.expired
         stuck = absent or self._sink.in_flight.stalled_seconds > _HOPELESS_SECONDS
         return bool(left) and not stuck and self._drainer.alive
