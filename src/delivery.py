@@ -184,7 +184,8 @@ class Delivery:
         self._spool.close()
 
     def _has_hope(self, connecting: Deadline) -> bool:
-        left = self._sink.in_flight.records or (self._spool.count and not self._held)
+        sent = self._sink.in_flight.records or self._sink.copies_in_flight.records
+        left = sent or (self._spool.count and not self._held)
         absent = not self._sink.ready and connecting.expired
         return bool(left) and not absent and self._drainer.alive
 

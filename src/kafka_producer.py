@@ -125,7 +125,7 @@ class KafkaSink:
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self.in_flight.lingering_seconds = kafka.linger_ms / 1000
-        self._copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
+        self.copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self._settle: Settle = _nobody_asked
         self._lock = threading.Lock()  # guards the next three against the connector
         self._appender: Appender | None = None
@@ -336,7 +336,7 @@ class KafkaSink:
 
     def _copied(self, mirror: Mirror, events: list[Event]) -> list[Event]:
         copies = mirror.copies(events)
-        admitted = self._copies_in_flight.admit(copies)
+        admitted = self.copies_in_flight.admit(copies)
         if admitted < len(copies):
             self._telemetry.mirror_failed(len(copies) - admitted, "in_flight_limit")
         return copies[:admitted]
@@ -353,7 +353,7 @@ class KafkaSink:
     def _copies_settled(self, copies: Sequence[Event], error: BaseException | None) -> None:
         if not copies:
             return
-        self._copies_in_flight.settle(len(copies), sum(len(event.value) for event in copies))
+        self.copies_in_flight.settle(len(copies), sum(len(event.value) for event in copies))
         if error is None:
             self._telemetry.mirrored(len(copies))
         else:
