@@ -1,8 +1,9 @@
 """Read the service's events from Kafka and show them as they come: an example of a consumer, and a tool.
 
 Joins a consumer group, commits what it has shown, and prints statistics when it ends: by Ctrl+C, SIGTERM,
-`--max-messages` or `--seconds`. Exit codes: 0 ended as asked, 1 Kafka was not reached or refused,
-2 the configuration or the command line is wrong.
+`--max-messages` or `--seconds`. With `--book` it rebuilds the order book of one symbol from the depth topic alone,
+without a group. Exit codes: 0 ended as asked, 1 Kafka was not reached or refused, or with `--once` there is no
+book, 2 the configuration or the command line is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING
 from kafka.errors import KafkaError
 
 from config.settings import SettingsError, load_settings
+from src import book_topic
+from src.book_screen import BookScreen
+from src.book_topic import NoDepthTopic
 from src.commands import DAY_SECONDS, Stop, forget_stdout, names, one_line, positive, refuse, seconds
 from src.consumer_reader import NotCommittedError, Reader, connect, topic_names
 from src.consumer_screen import Screen
@@ -21,6 +25,8 @@ from src.kafka_causes import NotConnectedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from config.settings import KafkaConfig
 
 _CLOSE_MS = 1_000
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.001, 365 * DAY_SECONDS
@@ -33,26 +39,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_settings().kafka
     except SettingsError as error:
         return refuse(error)
-    topics = topic_names(config, asked.topics)
     servers = ",".join(config.bootstrap_servers)
     try:
         stop = Stop()
-        consumer = connect(config, topics, asked.group, from_beginning=asked.from_beginning, wait=asked.wait)
+        reader = (_book_reader if asked.book else _event_reader)(config, asked, stop)
         stop.interrupts = False
     except KeyboardInterrupt:
         return 0
     except NotConnectedError as error:
         return _fail(f"no connection to Kafka at {servers}: {error}; check {error.check}")
+    except NoDepthTopic as error:
+        return _fail(one_line(error))
     except (KafkaError, OSError, ValueError) as error:
         return _fail(f"cannot connect to Kafka at {servers}: {one_line(error)}")
+    exit_code = _read(reader, [] if asked.book else topic_names(config, asked.topics))
+    return exit_code or int(isinstance(reader.view, BookScreen) and asked.once and not reader.view.known)
+
+
+def _event_reader(config: KafkaConfig, asked: argparse.Namespace, stop: Stop) -> Reader:
+    topics = topic_names(config, asked.topics)
+    consumer = connect(config, topics, asked.group, from_beginning=asked.from_beginning, wait=asked.wait)
     view = Screen(as_json=asked.json)
-    return _read(Reader(consumer, view, stop, asked.symbols, asked.max_messages, asked.seconds), topics)
+    return Reader(consumer, view, stop, asked.symbols, asked.max_messages, asked.seconds)
 
 
-def _read(reader: Reader, topics: Sequence[str]) -> int:
+def _book_reader(config: KafkaConfig, asked: argparse.Namespace, stop: Stop) -> Reader:
+    """Return a reader that begins at the last snapshot of the symbol."""
+    consumer = book_topic.connect(config, asked.wait)
+    view = BookScreen(asked.book, asked.levels, once=asked.once, as_json=asked.json)
+    start = book_topic.find_start(config, asked.book, view.remark)
+    if start.lacking:
+        view.remark(start.lacking if asked.once else f"{start.lacking} Waiting for a snapshot.")
+    consumer.assign([start.partition])
+    consumer.seek(start.partition, start.offset)
+    ending = book_topic.UpToNow(stop, consumer, start) if asked.once else stop
+    return Reader(consumer, view, ending, frozenset({asked.book}), asked.max_messages, asked.seconds)
+
+
+def _read(reader: Reader, expected: Sequence[str]) -> int:
+    """Read to the end; topics that are expected and not there are named."""
     exit_code = 0
     try:
-        if missing := ", ".join(sorted(set(topics) - reader.consumer.topics())):
+        if missing := ", ".join(sorted(set(expected) - reader.consumer.topics())):
             reader.view.remark(f"not there yet: {missing} (setup_kafka.py creates topics); waiting")
         reader.run()
         reader.commit()
@@ -100,7 +128,53 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-messages", type=positive, metavar="N", help="end after N events")
     parser.add_argument("--seconds", type=time_span, metavar="N", help="end after N seconds")
     parser.add_argument("--json", action="store_true", help="print the events as JSON lines, statistics to stderr")
-    return parser.parse_args(arguments)
+    _book_options(parser)
+    asked = parser.parse_args(arguments)
+    if fault := _contradiction(asked, parser):
+        parser.error(fault)
+    return asked
+
+
+def _book_options(parser: argparse.ArgumentParser) -> None:
+    book = parser.add_argument_group("order book")
+    book.add_argument(
+        "--book",
+        type=_symbol,
+        metavar="SYMBOL",
+        help="show the order book of this symbol, rebuilt from the depth topic alone",
+    )
+    book.add_argument(
+        "--levels", type=positive, default=10, metavar="N", help="of each side at most (default: %(default)s)"
+    )
+    book.add_argument(
+        "--once",
+        action="store_true",
+        help="print the book as it is now, with --json as JSON, and exit (0, or 1: none)",
+    )
+
+
+def _symbol(text: str) -> str:
+    found = names(text)
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError("one symbol")
+    return found[0].upper()
+
+
+def _contradiction(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Return what cannot be asked for together, empty when all can."""
+
+    def given(names: Sequence[str]) -> list[str]:
+        return [
+            f"--{name.replace('_', '-')}" for name in names if getattr(asked, name) != parser.get_default(name)
+        ]
+
+    if asked.book is None:
+        alone = given(("levels", "once"))
+        return f"{', '.join(alone)}: only with --book" if alone else ""
+    others = given(("group", "topics", "symbols", "from_beginning"))
+    if others:
+        return f"{', '.join(others)}: not with --book"
+    return "--json with --book: only with --once" if asked.json and not asked.once else ""
 
 
 if __name__ == "__main__":

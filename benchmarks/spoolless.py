@@ -47,7 +47,7 @@ class Straight:
         self._closing = threading.Event()
         self.first_seq = spool.last_seq + 1
         self._handed_over_up_to: int = spool.last_seq
-        self._settled_up_to = self._handed_over_up_to
+        self._settled_up_to: int = self._handed_over_up_to
         sink.settle_with(self._settled)
 
     def start(self) -> None:

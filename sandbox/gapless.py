@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from src.order_book import SNAPSHOT, UPDATE, OrderBook, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,61 +32,18 @@ class Account:
     disordered: int = 0
 
 
-@dataclass
-class Books:
-    """The depth of one symbol, followed as a consumer does who trusts nothing but the topic."""
-
-    last: int | None = None
-    bids: dict[str, float] = field(default_factory=dict)
-    asks: dict[str, float] = field(default_factory=dict)
-    snapshots: int = 0
-    breaks: int = 0
-    """Updates that neither go on from the one before nor come with a snapshot."""
-    open_breaks: int = 0
-    crossed: int = 0
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Apply a snapshot or an update."""
-        if event["event_type"] == "depth_snapshot":
-            self._restart(event)
-        elif self.last is None or event["U"] > self.last + 1:
-            self.breaks += self.last is not None
-            self.open_breaks += self.last is not None
-            self.last = None
-        elif event["u"] > self.last:
-            self._apply(event["b"], event["a"])
-            self.last = event["u"]
-
-    def _restart(self, event: dict[str, Any]) -> None:
-        self.snapshots += 1
-        self.open_breaks = 0
-        self.bids, self.asks = {}, {}
-        self._apply(event["bids"], event["asks"])
-        self.last = event["lastUpdateId"]
-
-    def _apply(self, bids: Iterable[list[str]], asks: Iterable[list[str]]) -> None:
-        for side, levels in ((self.bids, bids), (self.asks, asks)):
-            for price, quantity in levels:
-                if float(quantity):
-                    side[price] = float(price)
-                else:
-                    side.pop(price, None)
-        if self.bids and self.asks and max(self.bids.values()) >= min(self.asks.values()):
-            self.crossed += 1
-
-
 class Kept:
     """What Kafka holds, by stream: `<symbol>@trade`, `<symbol>@aggregate_trade`."""
 
     def __init__(self, values: Iterable[tuple[bytes | None, bytes]]) -> None:
         ids: dict[str, list[tuple[int, bool]]] = defaultdict(list)
-        self.books: dict[str, Books] = defaultdict(Books)
+        self.books: dict[str, OrderBook] = defaultdict(OrderBook)
         for key, value in values:
             event = json.loads(value)
             kind, symbol = event["event_type"], (key or b"").decode().lower()
             if kind in _IDS:
                 ids[f"{symbol}@{kind}"].append((event[_IDS[kind]], event["source"] == "binance_rest_backfill"))
-            elif kind in ("depth_update", "depth_snapshot"):
+            elif kind in (SNAPSHOT, UPDATE):
                 self.books[symbol].take(event)
         self.accounts = {stream: _account(numbers) for stream, numbers in ids.items()}
 
@@ -100,7 +59,7 @@ class Kept:
         if twice > twice_allowed:
             faults.append(f"{twice} twice, {twice_allowed} possible")
         for symbol, book in sorted(self.books.items()):
-            if book.open_breaks:
+            if book.state is State.BROKEN:
                 faults.append(f"{symbol}: a break in the book without a snapshot")
             if book.crossed:
                 faults.append(f"{symbol}: the book is crossed")

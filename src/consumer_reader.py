@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from config.settings import KafkaConfig
-    from src.commands import Stop
     from src.consumer_events import Event
 
 _POLL_MS = 200
@@ -64,17 +63,25 @@ class View(Protocol):
         """Show what is to be said at the end."""
 
 
+class Ending(Protocol):
+    """What asks a reader to end."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is to end now."""
+
+
 class NotCommittedError(Exception):
     """The broker did not take the last offsets: the group gets what was shown since the one before again."""
 
 
 @dataclass
 class Reader:
-    """Reads until it is asked to stop, or has shown or waited enough."""
+    """Reads until it is asked to end, or has shown or waited enough."""
 
     consumer: KafkaConsumer
     view: View
-    stop: Stop
+    stop: Ending
     symbols: frozenset[str]
     max_messages: int | None
     seconds: float | None
@@ -93,8 +100,11 @@ class Reader:
             self._announce()
 
     def commit(self) -> None:
-        """Commit what was shown; raises `NotCommittedError` when the broker does not take it within 3 s."""
-        if not self.statistics.records:
+        """Commit what was shown; raises `NotCommittedError` when the broker does not take it within 3 s.
+
+        A reader without a group has nothing to commit.
+        """
+        if not self.statistics.records or self.consumer.config["group_id"] is None:
             return
         try:
             self.consumer.commit(timeout_ms=_ANSWER_MS)

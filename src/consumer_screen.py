@@ -28,8 +28,8 @@ class Screen:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._events = _console(sys.stdout)
-        self._remarks = _console(sys.stderr)
+        self._events = console_on(sys.stdout)
+        self._remarks = console_on(sys.stderr)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a symbol may not exist in the terminal's encoding
 
@@ -67,6 +67,7 @@ def _style(event: Event) -> str:
     return "red" if event.fields.get("m") else "green"
 
 
-def _console(stream: Any) -> Console:  # noqa: ANN401 - a text stream
+def console_on(stream: Any) -> Console:  # noqa: ANN401 - a text stream
+    """Make a console that fits a stream, and raises `BrokenPipeError` when nobody reads it."""
     terminal = stream.isatty()
     return _Console(file=stream, force_terminal=terminal, width=None if terminal else _PLAIN_WIDTH)

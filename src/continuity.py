@@ -90,14 +90,19 @@ class Continuity:
         """Where an earlier run ended, of streams that were not met yet."""
         self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
         """With a standby: the next id of each stream on each of its two connections."""
+        self._opened: dict[int, int] = {}
         self._held = 0
         self._put = 0
         self._closed = False
 
-    def put(self, events: list[Event], source: int) -> bool:
-        """Pass on what came on one connection; return False, taking none, once the buffer is closed."""
+    def put(self, events: list[Event], source: int, opened: int = 0) -> bool:
+        """Pass on what came on one of the connections; return False, taking none, once the buffer is closed.
+
+        `opened` counts how often this one was opened, so that what is missing since is known for what it is.
+        """
         routes = self._routes
         with self._lock:
+            self._opened[source] = opened
             passed = 0
             for event in events:
                 stream = routes.get(event.route)
@@ -249,7 +254,6 @@ class Continuity:
     def _judge(self, event: Event, source: int, out: list[Event]) -> None:
         """Decide about one event that is not simply the next one."""
         stream = self._routes.get(event.route)
-        met = stream is None
         if stream is None:
             stream = self._meet(event.route)
         stream.received += 1
@@ -260,11 +264,15 @@ class Continuity:
             self._late(stream, event, source, out)
         else:
             if verdict is Verdict.JUMP:
-                self._jumped(stream, event, *stream.missing_before(event), "reconnect" if met else "jump")
+                self._jumped(stream, event, *stream.missing_before(event), self._cause(stream, source))
             elif stream.first_seen is None and event.first_id != NO_ID:
                 self._begin(stream, event)
             stream.take(event, source)
+            stream.heard_on = source, self._opened.get(source, 0)
             self._follow(stream, event, out)
+
+    def _cause(self, stream: Stream, source: int) -> str:
+        return "jump" if stream.heard_on == (source, self._opened.get(source, 0)) else "reconnect"
 
     def _follow(self, stream: Stream, event: Event, out: list[Event]) -> None:
         """Let an event go, or wait its turn in its lane."""

@@ -184,8 +184,8 @@ class Delivery:
         self._spool.close()
 
     def _has_hope(self, connecting: Deadline) -> bool:
-        sent = self._sink.in_flight.records or self._sink.copies_in_flight.records
-        left = sent or (self._spool.count and not self._held)
+        on_their_way = self._sink.in_flight.records + self._sink.copies_in_flight.records
+        left = on_their_way or (self._spool.count and not self._held)
         absent = not self._sink.ready and connecting.expired
         return bool(left) and not absent and self._drainer.alive
 

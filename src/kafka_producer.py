@@ -124,8 +124,8 @@ class KafkaSink:
         self._aside = Aside(topics.aside_topics(kafka), telemetry)
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
-        self.in_flight.lingering_seconds = kafka.linger_ms / 1000
         self.copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
+        self.in_flight.lingering_seconds = kafka.linger_ms / 1000
         self._settle: Settle = _nobody_asked
         self._lock = threading.Lock()  # guards the next three against the connector
         self._appender: Appender | None = None

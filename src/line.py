@@ -49,6 +49,8 @@ class Slot:
         self.number = number
         self.source = 2 * line.number + number
         """Where events come from, for whoever tells connections apart."""
+        self.opened = 0
+        """How often its connection was opened."""
         self.shutdown_announced = False
         self._decoder = parts.decoder.renewed()
         self.connection = BinanceConnection(
@@ -182,6 +184,7 @@ class Line:
 
     def opened(self, slot: int) -> None:
         """Take note of a new connection."""
+        self._slots[slot].opened += 1
         self._slots[slot].shutdown_announced = False
         self._slots[slot].forget()
         self._parts.ledger.connection_opened(self._slots[slot].source, len(self.streams))

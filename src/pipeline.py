@@ -138,7 +138,7 @@ class Pipeline:
         for chunk in slot.chunks():
             decoded = slot.decode(chunk)
             self._telemetry.received(decoded, chunk.received_ms)
-            if decoded.events and not self._continuity.put(decoded.events, slot.source):
+            if decoded.events and not self._continuity.put(decoded.events, slot.source, slot.opened):
                 self._telemetry.dropped(decoded.events, "read_after_shutdown")
 
     def _publish(self) -> None:

@@ -5,12 +5,14 @@
 - Bar `t`..`T`: the same bar until it is closed, then one that opens right behind it. A repeat is what comes of a
   closed bar, and from another connection what is not newer than the last.
 - Counted by nothing (tickers, by `E`; book ticker, by `u`; partial depth, by `lastUpdateId`): anything may come. A
-  repeat is only what comes from another connection and is not newer than the last. So nothing is dropped that came
-  on one connection, and where two carry a stream (a rotation, a standby) the first to bring a state wins.
+  repeat is only what comes from another connection and is not newer than the last, while that one speaks. So
+  nothing is dropped that came on one connection, and where two carry a stream (a rotation, a standby) the first to
+  bring a state wins.
 """
 
 from __future__ import annotations
 
+import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from src.lanes import Lane, PlacedHole
 
 DEPTH, BAR = "depth_update", "kline"
+_SPEAKS_SECONDS = 60.0
+"""A connection that has brought nothing of a stream for so long has no say in what is new."""
 _RENUMBERED_AFTER = 8
 """So many newer events in a row, consecutive among themselves but below the last id, are a new numbering."""
 
@@ -81,10 +85,13 @@ class Stream:
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
         self.wants_snapshot = False
+        self.heard_on = (NO_ID, 0)
+        """The connection of the last event that had to be looked at, and how often it had been opened."""
         self.received = 0
         self.backfilled = 0
         self.duplicates = 0
         self._source = NO_ID
+        self._taken_at = 0.0
         self._suspects: list[Event] = []
         self._suspected_at = 0
         self._told: tuple[int | None, int, int, int] = (None, 0, 0, 0)
@@ -109,6 +116,7 @@ class Stream:
     def take(self, event: Event, source: int) -> None:
         """Go on from this event."""
         self._source = source
+        self._taken_at = time.monotonic()
         if self.first_seen is None and event.first_id != NO_ID:
             self.first_seen = event
         self.go_on_from(event)
@@ -174,7 +182,7 @@ class Stream:
         return Tally(self.name, self.symbol, self.event_type, first, after - 1, *counts, missing)
 
     def _uncounted(self, event: Event, source: int) -> Verdict:
-        if source == self._source or self.latest is None:
+        if source == self._source or self.latest is None or time.monotonic() - self._taken_at > _SPEAKS_SECONDS:
             return Verdict.NEXT
         if event.last_id >= 0:
             return Verdict.NEXT if event.last_id > self.latest.last_id else Verdict.REPEAT

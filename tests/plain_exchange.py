@@ -62,26 +62,29 @@ class PlainExchange:
         self.port = self._runner.addresses[0][1]
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request.path)
+        if "Upgrade" in request.headers:  # what the exchange lists is asked for, too
+            self.asked.append(request.path)
         if request.path != self._path:
             return web.Response(status=404)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         if self._closes == "at once":
             await socket.close()
+        events = self._events
         async for message in socket:
             if message.type == WSMsgType.TEXT:
                 self.requests.append(json.loads(message.data))
-                await self._reply(socket, self.requests[-1])
+                await self._reply(socket, self.requests[-1], events)
+                events = 0  # a request that is sent again brings nothing again
         return socket
 
-    async def _reply(self, socket: web.WebSocketResponse, request: dict[str, Any]) -> None:
+    async def _reply(self, socket: web.WebSocketResponse, request: dict[str, Any], events: int) -> None:
         if self._answers:
             await socket.send_json({"result": None, "id": request["id"]})
         if self._closes:
             await socket.close()
             return
-        for number in range(self._events):
+        for number in range(events):
             await socket.send_str(trade(number) if self._path != "/stream" else wrapped(trade(number)))
 
 

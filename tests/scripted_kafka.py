@@ -47,7 +47,7 @@ class ScriptedKafka:
 
     def __init__(self, records: int = 200_000, size: int = 100_000_000, *, is_open: bool = True) -> None:
         self.in_flight = Stallable(records, size)
-        self.copies_in_flight = InFlight(1, 1)
+        self.copies_in_flight = Stallable(records, size)
         self.written: list[Event] = []
         self._known: set[bytes] = set()
         self._failed: set[Line] = set()

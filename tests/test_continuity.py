@@ -31,6 +31,7 @@ class Stage:
 
     def __init__(self, *, standby: bool = False, **settings: Any) -> None:
         self.telemetry = Telemetry()
+        self.opened = 1
         self.requests: list[Gap] = []
         self.snapshots: list[str] = []
         self.snapshots_taken: list[tuple[str, int]] = []
@@ -45,7 +46,7 @@ class Stage:
         """Let frames come on a connection, in one chunk."""
         decoded = self.decode(payloads, on)
         self.telemetry.received(decoded, T0)
-        assert self.continuity.put(decoded.events, on)
+        assert self.continuity.put(decoded.events, on, self.opened)
 
     def decode(self, payloads: Iterable[dict[str, Any]], on: int = 0) -> Any:
         frames = [
@@ -57,7 +58,7 @@ class Stage:
         self.continuity.offer(gap, self.decode(payloads).events)
 
     def reconnected(self) -> None:
-        self.decoders[0] = EventDecoder(TOPICS)
+        self.opened += 1
 
     def passed(self) -> list[dict[str, Any]]:
         """Take out what has gone into the buffer."""
@@ -212,8 +213,11 @@ def test_two_gaps_of_a_symbol_are_filled_in_their_order(stage: Stage) -> None:
 def test_a_gap_across_a_reconnect_says_so(stage: Stage) -> None:
     stage.came(trade(1))
     stage.reconnected()
-    stage.came(trade(4))
-    assert stage.ledger == [("opened", "btcusdt@trade", 2, 3, "reconnect")]
+    stage.came(trade(4), trade(6))
+    assert stage.ledger == [
+        ("opened", "btcusdt@trade", 2, 3, "reconnect"),
+        ("opened", "btcusdt@trade", 5, 5, "jump"),
+    ]
 
 
 def test_what_comes_out_of_order_is_put_in_order_without_the_exchange(stage: Stage) -> None:

@@ -1077,3 +1077,15 @@ def test_a_close_while_kafka_is_silent_leaves_the_rest_on_disk_for_the_next_run(
     heir.close()
     heir.assert_at_rest()
     assert_complete_and_in_order(kafka.written(), running.feed.made, metrics["possible_duplicates"])
+
+
+def test_a_close_waits_for_the_copies_that_are_still_on_their_way(tmp_path: Path) -> None:
+    rig = Rig(ScriptedKafka(), tmp_path / "spool", Feed())
+    rig.delivery.start()
+    copies = rig.sink.copies_in_flight
+    assert copies.admit(Feed().events(3)) == 3
+    acknowledgement = threading.Timer(0.3, lambda: copies.settle(3, copies.bytes))
+    acknowledgement.start()
+    rig.close()
+    assert not copies.records
+    rig.assert_at_rest()
