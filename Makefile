@@ -9,7 +9,7 @@ BROKER := embedded  # or kafka4, kafka3
 SEED := 7
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-kafka bench-resume bench-shards bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-spool bench-kafka bench-resume bench-shards bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
 
 bench-resume: $(READY)  ## how long a start takes that finds 500 symbols' places in a tail of 100,000 records
 	$(BIN)/python -W ignore::DeprecationWarning -m benchmarks.resume
+
+bench-spool: $(READY)  ## what the spool costs while Kafka is healthy: with and without it, in pairs
+	$(BIN)/python -m benchmarks.spool_cost
 
 bench-kafka: $(READY)  ## the same on Apache Kafka 4.4
 	$(BIN)/python -m sandbox.brokers fetch

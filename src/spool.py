@@ -82,10 +82,10 @@ class Spool:
     def _begin(self) -> None:
         self._totals = self._read_totals()
         ((self.last_seq,),) = self._file.query("SELECT COALESCE(MAX(seq), 0) FROM events")
-        if self._totals.sent_up_to > self.last_seq:  # numbers above that are given out anew
-            self._note_sent(self.last_seq)
-        if not self.count and self._above_floor():
-            with contextlib.suppress(SpoolFailed):  # it needs a little room itself
+        with contextlib.suppress(SpoolFailed):  # both need a little room themselves
+            if self._totals.sent_up_to > self.last_seq:  # numbers above that are given out anew
+                self._note_sent(self.last_seq)
+            if not self.count and self._above_floor():
                 self._file.shrink()
 
     @property

@@ -101,9 +101,9 @@ class SpoolFile:
             self._database = self._connected()
 
     def shrink(self) -> None:
-        """Give the disk back what an outage needed; for a file with next to nothing in it."""
+        """Give the disk back what an outage needed, unless more than half of it is in use."""
         with translated():
-            if self._size() > _SMALL_BYTES:
+            if self._size() > _SMALL_BYTES and self._mostly_free():
                 self._database.execute("VACUUM")
                 self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self.unused_bytes = _unused_bytes(self._database)
@@ -112,6 +112,10 @@ class SpoolFile:
         """Close the file and let others have it."""
         self._database.close()
         os.close(self._claim)
+
+    def _mostly_free(self) -> bool:
+        ((free,),), ((pages,),) = self.query("PRAGMA freelist_count"), self.query("PRAGMA page_count")
+        return bool(free > pages / 2)
 
     def _size(self) -> int:
         both = (self._path, self._path.with_name(f"{FILE}-wal"))

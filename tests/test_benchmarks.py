@@ -22,6 +22,8 @@ from benchmarks.latency import legs, percentiles, sent_at_ns
 from benchmarks.load import Frames, Progress, Sender
 from benchmarks.rest import RestServer
 from benchmarks.runs import PIPELINES, Result, Task, run
+from benchmarks.spoolless import Straight
+from src.delivery import Delivery
 from src.events import EventDecoder, Topics
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from sandbox.brokers import Broker
 
 HEADER = 126
+
+
+def test_the_stage_without_a_spool_stands_in_for_the_one_with_it() -> None:
+    verbs = [{name for name in vars(stage) if name[0] != "_"} for stage in (Delivery, Straight)]
+    assert verbs[0] == verbs[1]
 
 
 def payloads(block: bytes) -> list[bytes]:

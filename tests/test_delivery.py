@@ -705,9 +705,9 @@ def test_dead_letters_beyond_the_spools_bound_are_counted_as_lost(by_hand: Calla
 
 def test_the_disk_gets_back_what_an_outage_needed(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(ScriptedKafka(is_open=False))
-    for _ in range(200):
+    for _ in range(100):
         rig.accept(100, size=1000)
-    assert size_of(rig.folder) > 20_000_000
+    assert size_of(rig.folder) > 10_000_000
     rig.sink.reopen()
     drain(rig)
     rig.step()

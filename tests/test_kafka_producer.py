@@ -587,7 +587,7 @@ import kafka.producer.kafka
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError
 from config.settings import KafkaConfig
-from src.kafka_producer import _opened, open_producer
+from src.kafka_producer import open_producer, opened
 
 config = KafkaConfig(bootstrap_servers=(sys.argv[1],))
 
@@ -604,7 +604,7 @@ def state():
 
 before = state()
 for _ in range(10):
-    attempt(_opened, KafkaAdminClient, config.client_options() | {"bootstrap_timeout_ms": 100})
+    attempt(opened, KafkaAdminClient, config.client_options() | {"bootstrap_timeout_ms": 100})
     attempt(open_producer, config, bootstrap_timeout_ms=100)
 assert state() == before, (before, state())
 assert isinstance(kafka.producer.kafka.log, logging.Logger)

@@ -89,7 +89,7 @@ def test_the_most_shards_that_are_proposed_all_have_a_stream(names: list[str], b
 
 def test_without_shards_everything_is_as_it_was() -> None:
     settings = load_settings(env_file=None)
-    assert settings.streams() == settings.binance.stream_names()
+    assert settings.streams() == settings.binance.named_streams()
     assert settings.share_fault() is None
     assert settings.spool.path == Path("data/spool")
 
