@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.events import Event, Route
@@ -107,6 +107,7 @@ def test_each_settled_record_ends_the_stall() -> None:
     assert in_flight.stalled_seconds == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=8)), st.integers(1, 20), st.integers(1, 100), st.randoms())
 def test_as_much_as_fits_is_admitted_and_no_more(
     offers: list[list[int]], max_records: int, max_bytes: int, order: random.Random
