@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _MOST_HOLES = 1_000
 """Of one stream, being filled at a time; a numbering that jumps more often is not worth following."""
 _ROUTES_KEPT = 100_000
+SKEW_SECONDS = 0.3
+"""So long may one of two connections be behind the other (3 to 57 ms were seen)."""
 _NEVER = "invalid_symbol"
 """Why a snapshot will not come however often it is asked for."""
 
@@ -77,12 +79,14 @@ class Continuity:
         settings: BackfillConfig,
         *,
         standby: bool = False,
+        skew_seconds: float = SKEW_SECONDS,
     ) -> None:
         self._buffer = buffer
         self._filling = filling
         self._ledger = ledger
         self._telemetry = telemetry
         self._settings = settings
+        self._skew_seconds = skew_seconds
         self._lock = threading.Lock()  # guards everything below, and the order of what goes into the buffer
         self._routes: dict[Route, Stream] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
@@ -93,6 +97,10 @@ class Continuity:
         self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
         """With a standby: the next id of each stream on each of its two connections."""
         self._opened: dict[int, int] = {}
+        self._heard: dict[int, float] = {}
+        """When each connection has brought something last, monotonic seconds."""
+        self._unasked: list[PlacedHole] = []
+        """Gaps that another connection may fill."""
         self._held = 0
         self._put = 0
         self._closed = False
@@ -105,6 +113,7 @@ class Continuity:
         routes = self._routes
         with self._lock:
             self._opened[source] = opened
+            self._heard[source] = time.monotonic()
             passed = 0
             for event in events:
                 stream = routes.get(event.route)
@@ -204,9 +213,14 @@ class Continuity:
     # Whoever keeps the time, resumes, reports
 
     def tick(self) -> None:
-        """Let pass what has waited too long; a few times a second."""
-        overdue = time.monotonic() - self._settings.max_wait_seconds
+        """Ask for what no other connection has brought, let pass what has waited too long; often."""
+        now = time.monotonic()
+        overdue = now - self._settings.max_wait_seconds
         with self._lock:
+            while self._unasked and self._unasked[0].since < now - self._skew_seconds:
+                hole = self._unasked.pop(0)
+                if hole.missing:
+                    self._pass_on(self._ask(self._stream_of(hole.gap), hole))
             for lane in [lane for lane in self._lanes.values() if lane.queue]:
                 while (first := lane.waited_for()) is not None and first.since < overdue:
                     self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
@@ -268,9 +282,11 @@ class Continuity:
             self._late(stream, event, source, out)
         else:
             if verdict is Verdict.JUMP:
-                self._jumped(stream, event, *stream.missing_before(event), self._cause(stream, source))
+                out += self._jumped(
+                    stream, event, stream.missing_before(event), self._cause(stream, source), source
+                )
             elif stream.first_seen is None and event.first_id != NO_ID:
-                self._begin(stream, event)
+                out += self._begin(stream, event, source)
             stream.take(event, source)
             stream.heard_on = source, self._opened.get(source, 0)
             self._follow(stream, event, out)
@@ -289,19 +305,20 @@ class Continuity:
         while self._held > self._settings.max_held_events and (first := lane.waited_for()) is not None:
             out += self._stop_waiting(lane, first, "too_many_waiting")
 
-    def _begin(self, stream: Stream, event: Event) -> None:
+    def _begin(self, stream: Stream, event: Event, source: int) -> list[Event]:
         """Meet the first event of a stream: where an earlier run ended, it goes on."""
         if stream.event_type == DEPTH:
             self._want_snapshot(stream)
         position = self._resumed.pop(stream.name, None)
         if position is None:
-            return
+            return []
         self._fill_behind(stream, position.missing)
         first, last = missing_since(position, event)
         if first <= last:
-            self._jumped(stream, event, first, last, "resume")
-        elif first > event.first_id:
+            return self._jumped(stream, event, (first, last), "resume", source)
+        if first > event.first_id:
             self._ledger.renumbered(stream.name, stream.symbol, first, event.first_id)
+        return []
 
     def _late(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
@@ -344,31 +361,43 @@ class Continuity:
 
     # Gaps
 
-    def _jumped(self, stream: Stream, event: Event, first: int, last: int, cause: str) -> None:
-        """Open a gap before an event; let the lane wait where the gap can be filled."""
-        gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, cause, _now_ms())
-        if (hole := self._open(stream, gap, event)) is not None:
-            stream.lane.queue.append(hole)
-        elif stream.event_type == DEPTH and self._want_snapshot(stream):
-            stream.lane.queue.append(SnapshotPlace(stream.name, time.monotonic()))
+    def _jumped(self, stream: Stream, event: Event, missing: Interval, cause: str, source: int) -> list[Event]:
+        """Open a gap before an event and let the lane wait for it; return what need not wait after all."""
+        gap = Gap(stream.name, stream.event_type, stream.symbol, *missing, cause, _now_ms())
+        hole = self._open(stream, gap, event)
+        if hole is None:
+            return []
+        stream.lane.queue.append(hole)
+        if self._another_speaks(source):  # it may bring what is missing any moment
+            self._unasked.append(hole)
+            return []
+        return self._ask(stream, hole)
 
     def _open(self, stream: Stream, gap: Gap, opener: Event | None) -> PlacedHole | None:
-        """Write a gap down and have it filled; return None when nobody can."""
+        """Write a gap down and begin to follow it; return None when there are too many of them."""
         self._ledger.gap_opened(gap)
-        if (reason := self._refusal(stream)) is not None:
-            self._ledger.gap_unfillable(gap, [(gap.first, gap.last)], reason)
+        if len(stream.holes) >= _MOST_HOLES:
+            self._ledger.gap_unfillable(gap, [(gap.first, gap.last)], "too_many_gaps")
             return None
         hole = self._holes[gap.id] = PlacedHole(gap, opener, time.monotonic())
         stream.holes.append(hole)
-        self._filling.request(gap)
         return hole
 
-    def _refusal(self, stream: Stream) -> str | None:
-        if stream.event_type == DEPTH:
-            return "not_kept_by_the_exchange"
-        if not self._settings.enabled:
-            return "backfill_disabled"
-        return "too_many_gaps" if len(stream.holes) >= _MOST_HOLES else None
+    def _ask(self, stream: Stream, hole: PlacedHole) -> list[Event]:
+        """Have a gap filled, or give it up; return what need not wait any more."""
+        if stream.event_type != DEPTH and self._settings.enabled:
+            self._filling.request(hole.gap)
+            return []
+        reason = "not_kept_by_the_exchange" if stream.event_type == DEPTH else "backfill_disabled"
+        self._ledger.gap_unfillable(hole.gap, hole.give_up(list(hole.missing)), reason)
+        if stream.event_type == DEPTH and self._want_snapshot(stream):
+            stream.lane.put_behind(hole, SnapshotPlace(stream.name, time.monotonic()))
+        return self._came(hole, 0)
+
+    def _another_speaks(self, source: int) -> bool:
+        """Whether another connection has brought something just now."""
+        since = time.monotonic() - self._skew_seconds
+        return any(heard > since for other, heard in self._heard.items() if other != source)
 
     def _want_snapshot(self, stream: Stream) -> bool:
         """Ask for a snapshot; return whether there will be one."""
@@ -416,8 +445,9 @@ class Continuity:
         """Fill what an earlier run has left open; what comes live does not wait for it."""
         for first, last in missing if stream.event_type != DEPTH else ():
             gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
-            if self._open(stream, gap, None) is not None:
+            if (hole := self._open(stream, gap, None)) is not None:
                 self._ledger.order_given_up(gap, "resumed")
+                self._ask(stream, hole)
 
     # Streams
 

@@ -109,5 +109,9 @@ class Lane:
                 return each.first_id
         return None
 
+    def put_behind(self, waited_for: WaitedFor, place: SnapshotPlace) -> None:
+        """Keep a place for a snapshot right behind something else that is waited for."""
+        self.queue.insert(self._index(waited_for) + 1, place)
+
     def _index(self, sought: Event | WaitedFor) -> int:
         return next(at for at, each in enumerate(self.queue) if each is sought)

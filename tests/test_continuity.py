@@ -29,7 +29,7 @@ MINUTE = 60_000
 class Stage:
     """A real stage between a real decoder and a real buffer; what it asks for and writes down is kept."""
 
-    def __init__(self, *, standby: bool = False, **settings: Any) -> None:
+    def __init__(self, *, standby: bool = False, skew_seconds: float = 0.0, **settings: Any) -> None:
         self.telemetry = Telemetry()
         self.opened = 1
         self.requests: list[Gap] = []
@@ -39,7 +39,13 @@ class Stage:
         self._buffer = Buffer(1, 0.001)
         self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
         self.continuity = Continuity(
-            self._buffer, self, self, self.telemetry, BackfillConfig(**settings), standby=standby
+            self._buffer,
+            self,
+            self,
+            self.telemetry,
+            BackfillConfig(**settings),
+            standby=standby,
+            skew_seconds=skew_seconds,
         )
 
     def came(self, *payloads: dict[str, Any], on: int = 0) -> None:
@@ -362,6 +368,35 @@ def test_what_only_the_standby_brought_is_counted() -> None:
     assert equation_holds(stage.counts())
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_the_other_connection_brings_a_moment_later_is_no_gap(*, enabled: bool) -> None:
+    stage = Stage(standby=True, skew_seconds=60, enabled=enabled)
+    stage.came(trade(1), depth(1, 2))
+    stage.came(trade(1), depth(1, 2), on=1)
+    stage.came(trade(4), depth(7, 8))
+    stage.continuity.tick()
+    assert stage.ids() == [1, 2]
+    stage.came(trade(2), trade(3), trade(4), depth(3, 6), depth(7, 8), on=1)
+    assert stage.ids() == [2, 3, 4, 6, 8]
+    assert stage.requests == []
+    assert [record[0] for record in stage.ledger] == ["opened", "opened", "filled", "filled"]
+
+
+def test_what_neither_connection_brings_is_asked_for_after_a_moment() -> None:
+    stage = Stage(standby=True)
+    stage.came(trade(1), depth(1, 2))
+    stage.came(trade(1), depth(1, 2), on=1)
+    stage.came(trade(4), depth(7, 8))
+    stage.continuity._skew_seconds = -1.0
+    stage.continuity.tick()
+    (gap,) = stage.requests
+    stage.fetched(gap, trade(2), trade(3))
+    assert stage.ids() == [1, 2, 2, 3, 4]
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 6))
+    assert [each.get("lastUpdateId") for each in stage.passed()] == [6, None]
+
+
 def test_a_new_numbering_is_followed_and_repeats_are_none(stage: Stage) -> None:
     stage.came(*(trade(1_000 + number, at=number) for number in range(5)))
     stage.came(*(trade(1 + number, at=100 + number) for number in range(10)))
@@ -456,6 +491,7 @@ def test_whatever_comes_and_is_fetched_each_id_goes_through_once_and_in_order(da
             gap = data.draw(st.sampled_from(stage.requests))
             for first, last in stage.continuity.remaining(gap):
                 stage.fetched(gap, *map(trade, range(first, min(last, first + 3) + 1)))
+    stage.continuity.tick()
     for gap in stage.requests:
         while left := stage.continuity.remaining(gap):
             stage.fetched(gap, *(trade(first) for first, _ in left))
