@@ -250,6 +250,8 @@ SHOWN_OTHERWISE = {
     "connection_failures_total": "connection_failures_by_reason_total",
     "connected": "connections_open",
     "kafka_failed_by_reason_total": "kafka_failed_total",
+    "shard_count": "info",
+    "shard_index": "info",
     "last_message_timestamp_seconds": "symbol_last_event_timestamp_seconds",
 }
 
