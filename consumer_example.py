@@ -69,7 +69,7 @@ def _book_reader(config: KafkaConfig, asked: argparse.Namespace, stop: Stop) -> 
     view = BookScreen(asked.book, asked.levels, once=asked.once, as_json=asked.json)
     start = book_topic.find_start(config, asked.book, view.remark)
     if start.lacking:
-        view.remark(start.lacking if asked.once else f"{start.lacking} Waiting for a snapshot.")
+        view.remark(start.lacking if asked.once else f"{start.lacking}; waiting for one")
     consumer.assign([start.partition])
     consumer.seek(start.partition, start.offset)
     ending = book_topic.UpToNow(stop, consumer, start) if asked.once else stop
