@@ -133,4 +133,4 @@ def _lacking(symbol: str, where: str, *, seen: bool) -> str:
             f"there is depth of {symbol} but no snapshot {where}: the service runs with BACKFILL_ENABLED=false, "
             "could not reach the exchange's REST interface, or took its last one before what the topic still keeps"
         )
-    return f"there is no depth of {symbol} {where}: see that the service has it in BINANCE_SYMBOLS, and a depth stream"
+    return f"there is no depth of {symbol} {where}: see that BINANCE_SYMBOLS has it, with a depth stream"
