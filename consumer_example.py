@@ -69,7 +69,7 @@ def _book_reader(config: KafkaConfig, asked: argparse.Namespace, stop: Stop) -> 
     view = BookScreen(asked.book, asked.levels, once=asked.once, as_json=asked.json)
     start = book_topic.find_start(config, asked.book, view.remark)
     if start.lacking:
-        view.remark(start.lacking if asked.once else f"{start.lacking} Waiting for a snapshot.")
+        view.remark(start.lacking if asked.once else f"{start.lacking}; waiting for one")
     consumer.assign([start.partition])
     consumer.seek(start.partition, start.offset)
     ending = book_topic.UpToNow(stop, consumer, start) if asked.once else stop
@@ -78,7 +78,7 @@ def _book_reader(config: KafkaConfig, asked: argparse.Namespace, stop: Stop) -> 
 
 def _read(reader: Reader, expected: Sequence[str]) -> int:
     """Read to the end; topics that are expected and not there are named."""
-    exit_code = 0
+    fault = ""
     try:
         if missing := ", ".join(sorted(set(expected) - reader.consumer.topics())):
             reader.view.remark(f"not there yet: {missing} (setup_kafka.py creates topics); waiting")
@@ -87,13 +87,18 @@ def _read(reader: Reader, expected: Sequence[str]) -> int:
     except BrokenPipeError:  # what nobody has seen is not committed
         forget_stdout()
     except (KafkaError, NotCommittedError) as error:
-        exit_code = _fail(one_line(error))
+        fault = one_line(error)
+    finally:
+        _end(reader)
+    return _fail(fault) if fault else 0
+
+
+def _end(reader: Reader) -> None:
     reader.consumer.close(autocommit=False, timeout_ms=_CLOSE_MS)
     try:
         reader.view.end(reader.statistics)
     except BrokenPipeError:
         forget_stdout()
-    return exit_code
 
 
 def _fail(line: str) -> int:

@@ -404,6 +404,7 @@ class BackfillConfig(_Section):
     max_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 10.0
     max_held_events: Annotated[int, Field(ge=0, le=10_000_000)] = 50_000
     snapshot_levels: Literal[100, 500, 1000, 5000] = 1000
+    snapshot_interval_seconds: Seconds = 3600.0
 
     @field_validator("snapshot_levels", mode="before")
     @classmethod

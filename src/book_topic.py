@@ -131,8 +131,6 @@ def _lacking(symbol: str, where: str, *, seen: bool) -> str:
     if seen:
         return (
             f"there is depth of {symbol} but no snapshot {where}: the service runs with BACKFILL_ENABLED=false, "
-            "or could not reach the exchange's REST interface"
+            "could not reach the exchange's REST interface, or took its last one before what the topic still keeps"
         )
-    return (
-        f"there is no depth of {symbol} {where}: does the service have it in BINANCE_SYMBOLS, and a depth stream?"
-    )
+    return f"there is no depth of {symbol} {where}: see that BINANCE_SYMBOLS has it, with a depth stream"

@@ -116,6 +116,9 @@ class Reader:
         return _BATCH if self.max_messages is None else min(_BATCH, self.max_messages - self.statistics.shown)
 
     def _take(self, record: Any) -> None:  # noqa: ANN401 - kafka-python's ConsumerRecord
+        if self.symbols and record.key and record.key.decode(errors="replace").upper() not in self.symbols:
+            self.statistics.other_symbols += 1
+            return
         event = decode(record.key, record.value, time.time() * 1000)
         if event is None:
             self.statistics.malformed += 1
@@ -132,9 +135,8 @@ class Reader:
             for part in assigned:
                 self.consumer.position(part, timeout_ms=_ANSWER_MS)  # from here on nothing new is missed
             self._announced = True
-            self.view.remark(
-                f"reading {len(assigned)} partitions of {', '.join(sorted({p.topic for p in assigned}))}"
-            )
+            partitions = "1 partition" if len(assigned) == 1 else f"{len(assigned)} partitions"
+            self.view.remark(f"reading {partitions} of {', '.join(sorted({part.topic for part in assigned}))}")
 
 
 def topic_names(config: KafkaConfig, chosen: Sequence[str]) -> list[str]:

@@ -38,6 +38,8 @@ _MOST_HOLES = 1_000
 _ROUTES_KEPT = 100_000
 SKEW_SECONDS = 0.3
 """So long may one of two connections be behind the other (3 to 57 ms were seen)."""
+_RENEWAL_SECONDS = 10.0
+"""Between two looks for books whose last snapshot is old."""
 _NEVER = "invalid_symbol"
 """Why a snapshot will not come however often it is asked for."""
 
@@ -101,6 +103,7 @@ class Continuity:
         """When each connection has brought something last, monotonic seconds."""
         self._unasked: list[PlacedHole] = []
         """Gaps that another connection may fill."""
+        self._renew_at = 0.0
         self._held = 0
         self._put = 0
         self._closed = False
@@ -194,6 +197,7 @@ class Continuity:
             if snapshot.last_id + 1 < (behind[0].first_id if behind else found.after):
                 return False
             found.wants_snapshot = False
+            found.snapshot_at = time.monotonic()
             found.lane.put_snapshot(place, snapshot)
             self._held += 1
             self._telemetry.backfilled(1)
@@ -221,6 +225,7 @@ class Continuity:
                 hole = self._unasked.pop(0)
                 if hole.missing:
                     self._pass_on(self._ask(self._stream_of(hole.gap), hole))
+            self._renew_snapshots(now)
             for lane in [lane for lane in self._lanes.values() if lane.queue]:
                 while (first := lane.waited_for()) is not None and first.since < overdue:
                     self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
@@ -347,6 +352,8 @@ class Continuity:
         if not events:
             return
         self._ledger.renumbered(stream.name, stream.symbol, stream.after, events[0].first_id)
+        if stream.event_type == DEPTH:
+            self._want_snapshot(stream)
         for hole in list(stream.holes):
             self._ledger.gap_unfillable(hole.gap, hole.give_up(hole.missing), "renumbered")
             out += self._came(hole, 0)
@@ -398,6 +405,15 @@ class Continuity:
         """Whether another connection has brought something just now."""
         since = time.monotonic() - self._skew_seconds
         return any(heard > since for other, heard in self._heard.items() if other != source)
+
+    def _renew_snapshots(self, now: float) -> None:
+        """Ask for a snapshot of each book now and then: what is older than the topic's retention is gone."""
+        if now < self._renew_at:
+            return
+        self._renew_at = now + min(_RENEWAL_SECONDS, self._settings.snapshot_interval_seconds)
+        for stream in self._counted():
+            if stream.event_type == DEPTH and now - stream.snapshot_at > self._settings.snapshot_interval_seconds:
+                self._want_snapshot(stream)
 
     def _want_snapshot(self, stream: Stream) -> bool:
         """Ask for a snapshot; return whether there will be one."""

@@ -85,6 +85,7 @@ class Stream:
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
         self.wants_snapshot = False
+        self.snapshot_at = time.monotonic()
         self.heard_on = (NO_ID, 0)
         """The connection of the last event that had to be looked at, and how often it had been opened."""
         self.received = 0

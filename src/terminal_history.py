@@ -23,6 +23,13 @@ LOSSES = {
     "set aside": "messages_dead_lettered",
     "failed": "kafka_failed",
 }
+GAPS = {
+    "gaps open": "gaps_open",
+    "unfillable": "gaps_unfillable",
+    "held": "messages_held",
+    "backfilled": "messages_backfilled",
+    "duplicates": "messages_duplicate",
+}
 _ESSENTIAL = (*RATES.values(), *LEVELS.values(), *LOSSES.values())
 _NESTED = {"symbols": dict, "kinds": list, "latency": dict}
 _CAME = ("messages_received", "messages_recovered", "messages_backfilled")

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from src.terminal_history import LEVELS, LOSSES, RATES, missing
+from src.terminal_history import GAPS, LEVELS, LOSSES, RATES, missing
 from src.terminal_parts import (
     ASCII_BARS,
     BARS,
@@ -64,6 +64,7 @@ class Screen:
             return f"{now} unreachable {self._url}: {self._history.fault}; trying again"
         rates = [f"{name}={self._status[key]} ({self._rate(name)})" for name, key in RATES.items()]
         counts = [f"{name.replace(' ', '_')}={self._status[key]}" for name, key in (LEVELS | LOSSES).items()]
+        counts += [f"{name.replace(' ', '_')}={self._status.get(key, 0)}" for name, key in GAPS.items()]
         rest = f"reconnects={self._status.get('reconnect_count', 0)} last_message={self._age().replace(' ', '')}"
         ready = "ready" if self._status.get("ready") else f"NOT READY ({'; '.join(self._reasons())})"
         line = [now, ready, *rates, *counts, rest, "UNBALANCED" if missing(self._status) else "balanced"]
@@ -192,7 +193,22 @@ class Screen:
         gone = missing(self._status)
         verdict = Text(f"{gone:,}", style="bold red") if gone else Text("0", style="green")
         table.add_row("missing", verdict, "EQUATION BROKEN" if gone else "equation holds")
+        table.add_row("gaps", *self._gaps())
         return table
+
+    def _gaps(self) -> tuple[Text, Text]:
+        """Return how many gaps are open, how many events wait behind them, and what became of the others."""
+        left = bool(self._status.get("gaps_open"))
+        told = Text("open")
+        for name, key, style in (
+            ("unfillable", "gaps_unfillable", "bold red"),
+            ("wait", "messages_held", ""),
+            ("filled", "gaps_filled", ""),
+            ("of depth", "depth_gaps", ""),
+        ):
+            if self._status.get(key):
+                told.append(", ").append(f"{self._total(key)} {name}", style)
+        return Text(self._total("gaps_open"), style="yellow" if left else "green"), told
 
     def _connections(self, *, brief: bool = False, lag: bool = False) -> Table:
         table = grid()
@@ -211,6 +227,9 @@ class Screen:
         if not brief:
             table.add_row("in all", self._total("messages_received"), "received")
             table.add_row("", self._total("kafka_produced"), f"produced, {size(self._status['bytes_sent'])}")
+            if self._status.get("messages_backfilled") or self._status.get("messages_duplicate"):
+                duplicates = f"backfilled, {self._total('messages_duplicate')} duplicates"
+                table.add_row("", self._total("messages_backfilled"), duplicates)
         return table
 
     # Values

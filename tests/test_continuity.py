@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -325,6 +326,21 @@ def test_a_book_gets_a_snapshot_at_its_start_and_behind_each_gap(stage: Stage) -
     assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 24))
     assert [(each.get("u"), each.get("lastUpdateId")) for each in stage.passed()] == [(None, 24), (26, None)]
     assert equation_holds(stage.counts())
+
+
+def test_a_book_without_a_gap_gets_a_snapshot_now_and_then() -> None:
+    stage = Stage(snapshot_interval_seconds=0.001)
+    stage.came(depth(10, 12))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 12))
+    stage.came(depth(13, 15))
+    deadline = time.monotonic() + 10
+    while len(stage.snapshots) == 1:
+        assert time.monotonic() < deadline
+        stage.continuity.tick()
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 15))
+    assert stage.ledger == []
 
 
 def test_a_snapshot_that_cannot_be_fetched_holds_nothing_up(stage: Stage) -> None:

@@ -266,6 +266,25 @@ def test_losses_stand_with_their_reasons() -> None:
     assert re.search(r"missing\s+0 equation holds", text)
 
 
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (80, 24), (120, 32)])
+def test_gaps_stand_with_what_became_of_them(width: int, height: int) -> None:
+    assert re.search(r"gaps +0 open( |$)", drawn(history_of(reading(1000)), width, height), re.MULTILINE)
+    status = reading(1000, gaps_open=2, gaps_filled=3, messages_held=70, messages_buffered=70, kafka_produced=930)
+    assert re.search(r"gaps +2 open, 70 wait", drawn(history_of(status), width, height))
+    text = drawn(history_of(status | {"gaps_unfillable": 1, "depth_gaps": 4}), 120, 32)
+    assert re.search(r"gaps +2 open, 1 unfillable, 70 wait", text)
+
+
+def test_what_was_fetched_and_what_was_there_twice_is_counted() -> None:
+    assert "backfilled" not in drawn(history_of(reading(1000)))
+    status = reading(1000, messages_backfilled=1234, messages_duplicate=34, kafka_produced=2200, gaps_open=1)
+    for width in (80, 120):
+        text = drawn(history_of(status), width)
+        assert re.search(r"1,234 backfilled, 34 duplicates", text)
+        assert "equation holds" in text
+    assert "gaps_open=1 unfillable=0 held=0 backfilled=1234 duplicates=34" in line(history_of(status))
+
+
 def test_an_equation_that_does_not_hold_is_shouted() -> None:
     history = history_of(reading(1000, kafka_produced=990))
     assert re.search(r"missing\s+10 EQUATION BROKEN", drawn(history))

@@ -77,8 +77,8 @@ def test_an_update_bridges_when_the_next_id_lies_in_it(first: int, last: int) ->
 
 
 def test_a_hole_makes_the_book_unknown_until_the_next_snapshot() -> None:
-    broken = book(snapshot(5), update(6, 7), update(10, 12))
-    assert (broken.state, broken.breaks, broken.missing) == (State.BROKEN, 1, (8, 9))
+    broken = book(snapshot(5), update(6, 7), update(9, 12))
+    assert (broken.state, broken.breaks, broken.missing) == (State.BROKEN, 1, (8, 8))
     assert (broken.bids(), broken.best) == ([], None)
     broken.take(update(13, 14))
     assert broken.state is State.BROKEN
@@ -96,24 +96,39 @@ def test_a_snapshot_in_the_place_of_what_is_missing_breaks_nothing() -> None:
 
 
 def test_a_snapshot_that_comes_late_is_met_with_the_updates_that_came_before_it() -> None:
-    live = book(update(1, 3), update(4, 6, b=[["9", "7"]]), update(7, 8, a=[["11", "0"]]), snapshot(4))
+    live = book(update(1, 4), update(5, 6, b=[["9", "7"]]), update(7, 8, a=[["11", "0"]]), snapshot(4))
     assert (live.state, live.update_id, live.updates) == (State.LIVE, 8, 2)
     assert pairs(live.bids()) == [("10", "1"), ("9", "7")]
     assert pairs(live.asks()) == [("12", "2")]
 
 
 def test_a_snapshot_that_ends_before_what_came_begins_is_of_no_use() -> None:
-    waiting = book(update(10, 12), snapshot(5))
+    waiting = book(update(10, 12), snapshot(8))
     assert waiting.state is State.WAITING
     waiting.take(snapshot(9))
     assert (waiting.state, waiting.update_id) == (State.LIVE, 12)
 
 
 def test_only_the_updates_since_the_last_hole_can_meet_a_snapshot() -> None:
-    waiting = book(update(1, 2), update(5, 6), snapshot(2))
+    waiting = book(update(1, 2), update(5, 6), snapshot(1))
     assert waiting.state is State.WAITING
     waiting.take(snapshot(4))
     assert (waiting.state, waiting.update_id) == (State.LIVE, 6)
+
+
+def test_what_came_before_a_book_was_known_does_not_hide_a_later_hole() -> None:
+    broken = book(update(4, 6), snapshot(4), update(7, 8), update(12, 13), snapshot(5))
+    assert (broken.state, broken.missing) == (State.BROKEN, (9, 11))
+
+
+def test_a_repeat_while_the_book_is_not_known_does_not_interrupt_what_came() -> None:
+    live = book(update(1, 3), update(4, 6), update(1, 3), update(7, 8), snapshot(3))
+    assert (live.state, live.update_id, live.updates) == (State.LIVE, 8, 2)
+
+
+def test_a_snapshot_of_where_the_book_stands_adds_what_was_not_known() -> None:
+    live = book(snapshot(5), update(6, 6), snapshot(6, [["10", "1"], ["9", "2"], ["8", "3"]]))
+    assert pairs(live.bids()) == [("10", "1"), ("9", "2"), ("8", "3")]
 
 
 def test_a_snapshot_older_than_a_book_that_is_known_changes_nothing() -> None:
@@ -146,8 +161,17 @@ def test_an_exchange_that_counts_anew_does_not_leave_a_stale_book(with_snapshot:
 
 
 def test_updates_older_than_the_snapshot_are_no_new_numbering_whatever_the_clocks_say() -> None:
-    live = book(snapshot(100), *(update(number, number, at=NOW + 10_000 + number) for number in range(60, 101)))
+    late = [update(number, number, at=NOW + 10_000 + number) for number in range(60, 101)]
+    live = book(snapshot(50), update(51, 51), snapshot(100), *late)
     assert (live.state, live.breaks) == (State.LIVE, 0)
+
+
+def test_a_slower_stream_of_the_same_symbol_is_no_new_numbering() -> None:
+    live = book(snapshot(100))
+    for number in range(101, 130):
+        live.take(update(number, number))
+        live.take(update(number - 2, number - 2, at=NOW + number + 1))  # the same ids again, a moment later
+    assert (live.state, live.breaks, live.update_id) == (State.LIVE, 0, 129)
 
 
 def test_a_crossed_book_is_counted() -> None:
