@@ -9,6 +9,8 @@ from typing import Self
 
 from benchmarks.loads import SYMBOLS
 
+LIVE = "/live"
+"""Before the path of those who ask for a snapshot of a running market; the others ask before the first update."""
 _SYMBOLS = [
     {
         "symbol": symbol,
@@ -22,6 +24,9 @@ _SYMBOLS = [
 _ANSWERS = {
     "/api/v3/exchangeInfo": {"timezone": "UTC", "symbols": _SYMBOLS},
     "/api/v3/depth": {"lastUpdateId": 0, "bids": [], "asks": []},  # so the load's first update, 1, follows it
+    # To whoever asks while updates are coming a snapshot is newer than they are, as the exchange's are.
+    f"{LIVE}/api/v3/depth": {"lastUpdateId": 10**15, "bids": [], "asks": []},
+    f"{LIVE}/api/v3/exchangeInfo": {"timezone": "UTC", "symbols": _SYMBOLS},
 }
 
 

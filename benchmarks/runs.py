@@ -17,6 +17,7 @@ from benchmarks import loads, peer_venv
 from benchmarks.children import ROOT, Child, load_average
 from benchmarks.latency import legs
 from benchmarks.load import Progress
+from benchmarks.rest import LIVE
 from benchmarks.topics import RunTopics
 from sandbox.brokers import free_port
 
@@ -167,7 +168,7 @@ class Run:
         pipeline = task.pipeline
         variables = self._topics.variables() | {
             "BINANCE_WS_BASE_URL": f"ws://127.0.0.1:{self._generator.line()['port']}/ws",
-            "BINANCE_REST_BASE_URL": rest_url,
+            "BINANCE_REST_BASE_URL": rest_url if pipeline.is_peer else f"{rest_url}{LIVE}",
             "BINANCE_STREAMS": loads.streams(self._load),
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "MONITORING_PORT": str(self._monitoring),

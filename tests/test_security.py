@@ -426,7 +426,7 @@ def test_the_scripts_take_the_same_settings(way: str, secured: Secured) -> None:
     settings |= Topics(f"raw-{unique}", f"trades-{unique}", f"depth-{unique}", servers).environment
     made = run("setup_kafka.py", settings, "--wait=20")
     assert (made.returncode, made.stderr) == (0, "")
-    assert made.stdout.count(": created (") == 3
+    assert made.stdout.count(": created (") == 6
     send(secured.broker.bootstrap_servers, f"trades-{unique}", b'{"event_type":"trade"}')
     arguments = ("--json", "--from-beginning", "--max-messages=1", f"--seconds={LIMIT / 2}", f"--group={unique}")
     read = run("consumer_example.py", settings, *arguments)
