@@ -52,7 +52,10 @@ def legs(
     """Return the percentiles of each leg in milliseconds."""
     found: dict[str, list[float]] = {}
     for value, read_ns, put_ns, ack_ns in json.loads(trace.read_text()):
-        (kind, symbol), number = identify(value.encode())
+        identified = identify(value.encode())
+        if identified is None:
+            continue
+        (kind, symbol), number = identified
         frame = lines[kind, symbol][number - 1]
         moments = {"send": sent_at_ns(blocks, frame), "read": read_ns, "buffer": put_ns, "ack": ack_ns}
         for name in LEGS:
@@ -61,9 +64,9 @@ def legs(
     return {name: percentiles(values) for name, values in found.items()}
 
 
-def identify(value: bytes) -> tuple[Line, int]:
-    """Tell kind, symbol and id of any record of the service."""
-    if b'"event_type":"depth_update"' in value:
+def identify(value: bytes) -> tuple[Line, int] | None:
+    """Tell kind, symbol and id of any record of the service; None for the snapshot of a book."""
+    if b'"event_type":"depth_' in value:
         return identify_depth(value)
     if b'"event_type":"aggregate_trade"' in value or b'"event_type":"trade"' in value:
         return identify_trade(value)

@@ -48,8 +48,8 @@ class _Trade(_Record, kw_only=True):
 
 
 class _Depth(_Record, kw_only=True):
-    U: int
-    u: int
+    U: int = 0
+    u: int = 0
 
 
 class _Raw(_Record, kw_only=True):
@@ -84,9 +84,11 @@ def identify_trade(value: bytes) -> tuple[Line, int]:
     return ("trade", record.s), record.t
 
 
-def identify_depth(value: bytes) -> tuple[Line, int]:
-    """Tell a depth update, whose range of ids must be whole."""
+def identify_depth(value: bytes) -> tuple[Line, int] | None:
+    """Tell a depth update, whose range of ids must be whole; None for the snapshot of a book."""
     record = _decode_depth(value)
+    if not record.u:
+        return None
     whole = record.u % UPDATES == 0 and record.u - record.U == UPDATES - 1
     return ("depth", record.s), record.u // UPDATES if whole else -1
 
