@@ -48,6 +48,7 @@ class _Trade(_Record, kw_only=True):
 
 
 class _Depth(_Record, kw_only=True):
+    s: str = ""
     U: int = 0
     u: int = 0
 
