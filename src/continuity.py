@@ -20,7 +20,7 @@ from config.streams import stream_symbol
 from src.events import NO_ID
 from src.holes import Gap
 from src.lanes import Lane, PlacedHole, SnapshotPlace
-from src.sequences import BAR, DEPTH, Stream, Verdict, missing_since
+from src.sequences import BAR, DEPTH, SNAPSHOT_PATIENCE, Stream, Verdict, missing_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,6 +38,7 @@ _MOST_HOLES = 1_000
 _ROUTES_KEPT = 100_000
 SKEW_SECONDS = 0.3
 """So long may one of two connections be behind the other (3 to 57 ms were seen)."""
+_LEAST_PATIENCE = 0.5
 _RENEWAL_SECONDS = 10.0
 """Between two looks for books whose last snapshot is old."""
 _NEVER = "invalid_symbol"
@@ -103,6 +104,8 @@ class Continuity:
         """When each connection has brought something last, monotonic seconds."""
         self._unasked: list[PlacedHole] = []
         """Gaps that another connection may fill."""
+        self._doubted: set[Stream] = set()
+        """Streams with events that are repeats or a new numbering."""
         self._renew_at = 0.0
         self._held = 0
         self._put = 0
@@ -192,11 +195,14 @@ class Continuity:
                 return True
             place = found.lane.place_of(found.name)
             if place is None:  # it took too long, and what came has passed: the next one will meet what comes
+                found.snapshot_patience = self._settings.max_wait_seconds
                 return False
             behind = found.lane.behind(place)
             if snapshot.last_id + 1 < (behind[0].first_id if behind else found.after):
+                found.snapshot_patience = max(found.snapshot_patience, SNAPSHOT_PATIENCE)
                 return False
             found.wants_snapshot = False
+            found.snapshot_patience = SNAPSHOT_PATIENCE
             found.snapshot_at = time.monotonic()
             found.lane.put_snapshot(place, snapshot)
             self._held += 1
@@ -219,15 +225,15 @@ class Continuity:
     def tick(self) -> None:
         """Ask for what no other connection has brought, let pass what has waited too long; often."""
         now = time.monotonic()
-        overdue = now - self._settings.max_wait_seconds
         with self._lock:
             while self._unasked and self._unasked[0].since < now - self._skew_seconds:
                 hole = self._unasked.pop(0)
                 if hole.missing:
                     self._pass_on(self._ask(self._stream_of(hole.gap), hole))
             self._renew_snapshots(now)
+            self._settle_doubts()
             for lane in [lane for lane in self._lanes.values() if lane.queue]:
-                while (first := lane.waited_for()) is not None and first.since < overdue:
+                while (first := lane.waited_for()) is not None and first.since < now - self._patience(first):
                     self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
 
     def resume(self, positions: dict[str, Position]) -> None:
@@ -330,6 +336,7 @@ class Continuity:
         hole = next((hole for hole in stream.holes if event.final and hole.offer(event)), None)
         if hole is None:
             self._repeated(stream, stream.repeats_by(event))
+            self._doubted.add(stream)
             self._renumber(stream, stream.renumbered(), source, out)
             return
         if stream.event_type != BAR and hole.opener is not None and event.timestamp_ms > hole.opener.timestamp_ms:
@@ -360,6 +367,12 @@ class Continuity:
         for event in events:
             stream.take(event, source)
             self._follow(stream, event, out)
+
+    def _settle_doubts(self) -> None:
+        for stream in list(self._doubted):
+            self._repeated(stream, stream.refuted())
+            if not stream.in_doubt:
+                self._doubted.discard(stream)
 
     def _repeated(self, stream: Stream, events: list[Event]) -> None:
         if events:
@@ -441,7 +454,16 @@ class Continuity:
             self._ledger.order_given_up(waited_for.gap, reason)
         else:
             self._telemetry.snapshot_delayed(waited_for.stream, reason)
+            if (stream := self._depth(waited_for.stream)) is not None:
+                stream.snapshot_patience = max(_LEAST_PATIENCE, stream.snapshot_patience / 2)
         return self._advance(lane)
+
+    def _patience(self, waited_for: WaitedFor) -> float:
+        """Return how long this may be waited for."""
+        longest = self._settings.max_wait_seconds
+        if isinstance(waited_for, PlacedHole) or (stream := self._depth(waited_for.stream)) is None:
+            return longest
+        return min(longest, stream.snapshot_patience)
 
     def _advance(self, lane: Lane) -> list[Event]:
         due = lane.due()

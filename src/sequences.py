@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from src.lanes import Lane, PlacedHole
 
 DEPTH, BAR = "depth_update", "kline"
+SNAPSHOT_PATIENCE = 2.0
 _SPEAKS_SECONDS = 60.0
 """A connection that has brought nothing of a stream for so long has no say in what is new."""
 _RENUMBERED_AFTER = 8
@@ -85,6 +86,8 @@ class Stream:
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
         self.wants_snapshot = False
+        self.snapshot_patience = SNAPSHOT_PATIENCE
+        """Seconds that updates wait for a snapshot at most: less while none comes, more where it comes late."""
         self.snapshot_at = time.monotonic()
         self.heard_on = (NO_ID, 0)
         """The connection of the last event that had to be looked at, and how often it had been opened."""
@@ -154,6 +157,15 @@ class Stream:
     def renumbered(self) -> list[Event]:
         """Return the events of a new numbering once it is sure that there is one."""
         return self.suspects() if len(self._suspects) >= _RENUMBERED_AFTER else []
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there are events that may be repeats or of a new numbering."""
+        return bool(self._suspects)
+
+    def refuted(self) -> list[Event]:
+        """Return, as repeats, the events of what is no new numbering, since the old one went on."""
+        return self.suspects() if self.received > self._suspected_at else []
 
     def suspects(self) -> list[Event]:
         """Give up the events of what may have been a new numbering."""

@@ -355,6 +355,29 @@ def test_a_snapshot_that_cannot_be_fetched_holds_nothing_up(stage: Stage) -> Non
     assert stage.snapshots_taken == [("btcusdt@depth@100ms", 30)]
 
 
+def held_seconds(stage: Stage, update: int) -> float:
+    """Keep a place for a snapshot, let an update come behind it, return how long it waits."""
+    began = time.monotonic()
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(update, update))
+    while not stage.ids():
+        stage.continuity.tick()
+        time.sleep(0.01)
+        assert time.monotonic() < began + 15
+    return time.monotonic() - began
+
+
+def test_updates_wait_less_and_less_for_a_snapshot_that_does_not_come_and_longer_for_one_that_comes_late() -> None:
+    stage = Stage(max_wait_seconds=3)
+    stage.came(depth(1, 1))
+    stage.ids()
+    assert 1.9 < held_seconds(stage, 2) < 2.9
+    assert 0.9 < held_seconds(stage, 3) < 1.9
+    assert 0.4 < held_seconds(stage, 4) < 0.9
+    assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 4))  # nobody waits any more
+    assert held_seconds(stage, 5) > 2.9
+
+
 def snapshot(stage: Stage, last_update_id: int) -> Event:
     (event,) = stage.decode([depth(1, last_update_id)]).events
     event.value = json.dumps({"lastUpdateId": last_update_id}).encode()
@@ -419,6 +442,17 @@ def test_a_new_numbering_is_followed_and_repeats_are_none(stage: Stage) -> None:
     assert stage.ids() == [*range(1_000, 1_005), *range(1, 11)]
     assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 1_005, 1)]
     assert stage.counts()["messages_duplicate"] == 0
+
+
+def test_a_repeat_that_says_it_is_new_is_counted_once_the_old_numbering_goes_on(stage: Stage) -> None:
+    stage.came(trade(1), trade(2), trade(2, at=50))
+    stage.continuity.tick()
+    assert stage.counts()["messages_duplicate"] == 0  # it may be the first of a new numbering
+    stage.came(trade(3))
+    stage.continuity.tick()
+    assert stage.counts()["messages_duplicate"] == 1
+    assert stage.ids() == [1, 2, 3]
+    assert equation_holds(stage.counts())
 
 
 def test_bars_follow_each_other_once_they_are_closed(stage: Stage) -> None:
