@@ -97,6 +97,7 @@ class Continuity:
         self._holes: dict[str, PlacedHole] = {}
         self._resumed: dict[str, Position] = {}
         """Where an earlier run ended, of streams that were not met yet."""
+        self._resumed_until_ms = 0
         self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
         """With a standby: the next id of each stream on each of its two connections."""
         self._opened: dict[int, int] = {}
@@ -236,12 +237,16 @@ class Continuity:
                 while (first := lane.waited_for()) is not None and first.since < now - self._patience(first):
                     self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
 
-    def resume(self, positions: dict[str, Position]) -> None:
-        """Say where Kafka ends, by stream: what is missing since is filled. Also after the first events."""
+    def resume(self, positions: dict[str, Position], until_ms: int = 0) -> None:
+        """Say where Kafka ends, by stream: what is missing since is filled. Also after the first events.
+
+        Nothing in Kafka is newer than `until_ms`: what is not either, and has an id that Kafka has, is a repeat.
+        """
         with self._lock:
             self._resumed |= positions
+            self._resumed_until_ms = until_ms
             for stream in self._counted():
-                if stream.name in positions:
+                if self._name_before(stream) in self._resumed:
                     self._continue_late(stream)
 
     def positions(self) -> tuple[int, dict[str, Position]]:
@@ -287,7 +292,7 @@ class Continuity:
             stream = self._meet(event.route)
         stream.received += 1
         verdict = stream.judge(event, source)
-        if verdict is Verdict.REPEAT:
+        if verdict is Verdict.REPEAT or self._of_the_run_before(stream, event):
             self._repeated(stream, [event])
         elif verdict is Verdict.LATE:
             self._late(stream, event, source, out)
@@ -301,6 +306,24 @@ class Continuity:
             stream.take(event, source)
             stream.heard_on = source, self._opened.get(source, 0)
             self._follow(stream, event, out)
+
+    def _of_the_run_before(self, stream: Stream, event: Event) -> bool:
+        """Whether this comes before the first event of a stream and is of what an earlier run has gone beyond.
+
+        Kafka has it, or it is missing there and fetched as soon as the stream goes on.
+        """
+        if stream.first_seen is not None or event.first_id == NO_ID or event.timestamp_ms > self._resumed_until_ms:
+            return False
+        position = self._resumed.get(self._name_before(stream))
+        if position is None:
+            return False
+        return event.last_id < position.last or (event.last_id == position.last and position.final and event.final)
+
+    def _name_before(self, stream: Stream) -> str:
+        """Return the name that the stream has among those of an earlier run: no event of depth tells its speed."""
+        if stream.event_type != DEPTH or stream.name in self._resumed:
+            return stream.name
+        return f"{stream.symbol.lower()}@depth"
 
     def _cause(self, stream: Stream, source: int) -> str:
         return "jump" if stream.heard_on == (source, self._opened.get(source, 0)) else "reconnect"
@@ -320,7 +343,7 @@ class Continuity:
         """Meet the first event of a stream: where an earlier run ended, it goes on."""
         if stream.event_type == DEPTH:
             self._want_snapshot(stream)
-        position = self._resumed.pop(stream.name, None)
+        position = self._resumed.pop(self._name_before(stream), None)
         if position is None:
             return []
         self._fill_behind(stream, position.missing)
@@ -472,7 +495,7 @@ class Continuity:
 
     def _continue_late(self, stream: Stream) -> None:
         """Go on from where an earlier run ended, now that the first events of this one have passed."""
-        position = self._resumed.pop(stream.name)
+        position = self._resumed.pop(self._name_before(stream))
         missing = list(position.missing)
         if stream.first_seen is not None:
             first, last = missing_since(position, stream.first_seen)
@@ -481,9 +504,12 @@ class Continuity:
 
     def _fill_behind(self, stream: Stream, missing: Iterable[Interval]) -> None:
         """Fill what an earlier run has left open; what comes live does not wait for it."""
-        for first, last in missing if stream.event_type != DEPTH else ():
+        for first, last in missing:
             gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
-            if (hole := self._open(stream, gap, None)) is not None:
+            if stream.event_type == DEPTH:
+                self._ledger.gap_opened(gap)
+                self._ledger.gap_unfillable(gap, [(first, last)], "not_kept_by_the_exchange")
+            elif (hole := self._open(stream, gap, None)) is not None:
                 self._ledger.order_given_up(gap, "resumed")
                 self._ask(stream, hole)
 

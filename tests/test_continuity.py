@@ -476,6 +476,46 @@ def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
     assert stage.ids() == [101, 102, 103, 104]
 
 
+def test_what_kafka_has_from_the_run_before_is_left_out(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((99, 99),))}, T0 + 100)
+    stage.came(trade(97), trade(98), trade(99), trade(100), trade(101))
+    assert stage.counts()["messages_duplicate"] == 4
+    assert stage.ids() == [101]
+    (gap,) = stage.requests
+    assert (gap.first, gap.last) == (99, 99)
+    assert equation_holds(stage.counts())
+
+
+@pytest.mark.parametrize("name", ["btcusdt@depth@100ms", "btcusdt@depth"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_hole_in_depth_between_two_runs_is_named(stage: Stage, name: str, *, late: bool) -> None:
+    if late:
+        stage.came(depth(110, 112))
+    stage.continuity.resume({name: Position(name, 100)})
+    stage.came(depth(110, 112) if not late else depth(113, 113))
+    assert stage.ledger == [
+        ("opened", "btcusdt@depth@100ms", 101, 109, "resume"),
+        ("unfillable", "btcusdt@depth@100ms", [(101, 109)], "not_kept_by_the_exchange"),
+    ]
+
+
+def test_of_two_speeds_of_depth_one_takes_over_what_tells_no_speed(stage: Stage) -> None:
+    quick = stage.decode([depth(110, 112)]).events
+    named = EventDecoder(TOPICS).decode(
+        [json.dumps({"stream": "btcusdt@depth", "data": depth(110, 112)}).encode()], T0
+    )
+    stage.continuity.put([*quick, *named.events], 0, 1)
+    stage.continuity.resume({"btcusdt@depth": Position("btcusdt@depth", 100)})
+    assert [record[0] for record in stage.ledger] == ["opened", "unfillable"]
+
+
+def test_newer_events_with_ids_from_before_are_a_new_numbering_after_a_restart(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)}, T0)
+    stage.came(trade(1), trade(2))
+    assert stage.ids() == [1, 2]
+    assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 101, 1)]
+
+
 def test_what_the_run_before_left_open_is_filled_too(stage: Stage) -> None:
     stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((90, 91),))})
     stage.came(trade(101))
