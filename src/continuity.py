@@ -298,9 +298,9 @@ class Continuity:
             self._late(stream, event, source, out)
         else:
             if verdict is Verdict.JUMP:
-                out += self._jumped(
-                    stream, event, stream.missing_before(event), self._cause(stream, source), source
-                )
+                cause = self._cause(stream, source)
+                if cause != "jump" or not stream.never_closes(event):
+                    out += self._jumped(stream, event, stream.missing_before(event), cause, source)
             elif stream.first_seen is None and event.first_id != NO_ID:
                 out += self._begin(stream, event, source)
             stream.take(event, source)

@@ -466,6 +466,17 @@ def test_bars_follow_each_other_once_they_are_closed(stage: Stage) -> None:
     assert [event["k"]["t"] // MINUTE for event in stage.passed()] == [2, 3, 4]
 
 
+def test_bars_of_which_none_is_ever_closed_follow_each_other_on_one_connection(stage: Stage) -> None:
+    stage.came(bar(1, 0), bar(1, 2_000), bar(2, 10), bar(3, 10))
+    assert len(stage.passed()) == 4
+    assert stage.ledger == []
+    stage.reconnected()
+    stage.came(bar(4, 10))  # the end of bar 3 may have come meanwhile
+    assert [record[:4] for record in stage.ledger] == [
+        ("opened", "btcusdt@kline_1m", 3 * MINUTE, 4 * MINUTE - 1),
+    ]
+
+
 def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
     stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)})
     stage.came(trade(104))
