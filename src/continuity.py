@@ -500,7 +500,9 @@ class Continuity:
         if stream.first_seen is not None:
             first, last = missing_since(position, stream.first_seen)
             missing += [(first, last)] if first <= last else []
-        self._fill_behind(stream, missing)
+            # What this run has sent meanwhile is in Kafka too; its own holes are known here.
+            missing = [(start, min(end, stream.first_seen.first_id - 1)) for start, end in missing]
+        self._fill_behind(stream, [(start, end) for start, end in missing if start <= end])
 
     def _fill_behind(self, stream: Stream, missing: Iterable[Interval]) -> None:
         """Fill what an earlier run has left open; what comes live does not wait for it."""

@@ -544,6 +544,18 @@ def test_a_run_that_learns_late_where_the_one_before_ended_fills_the_gap_behind(
     assert stage.ids() == [101, 102, 103]
 
 
+def test_what_this_run_misses_itself_is_not_taken_for_what_the_one_before_has_left(stage: Stage) -> None:
+    stage.came(trade(104), trade(105), trade(108))
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 108, ((101, 103), (106, 107)))})
+    assert [(gap.first, gap.last, gap.cause) for gap in stage.requests] == [
+        (106, 107, "jump"),
+        (101, 103, "resume"),
+    ]
+    stage.fetched(stage.requests[0], trade(106), trade(107))
+    stage.fetched(stage.requests[1], *map(trade, range(101, 104)))
+    assert stage.ids() == [104, 105, 106, 107, 108, 101, 102, 103]
+
+
 def test_positions_tell_what_went_into_the_buffer_and_what_is_missing_there(stage: Stage) -> None:
     stage.came(trade(1), trade(2), trade(5), aggregate(9), bar(1, 3))
     put, positions = stage.continuity.positions()
