@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_WIDE = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +98,8 @@ def _completeness(asked: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(as_json(report)) + "\n")
     else:
         console = Console()
+        if not console.is_terminal:  # a file or a pipe has room
+            console.width = max(console.width, _WIDE)
         console.print(drawn(report), soft_wrap=not console.is_terminal)
     return 0 if verdict(report).complete else 1
 

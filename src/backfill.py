@@ -314,7 +314,7 @@ class Backfill:
             return self._no_snapshot(task, error)
         self._outage.over()
         if not self._continuity.offer_snapshot(stream, event):
-            return self._next_delay(task, self._pace.longest_delay)
+            return self._next_delay(task, self._pace.longest_retry)
         self._telemetry.snapshot_taken(stream, event.last_id)
         return None
 

@@ -46,8 +46,8 @@ class Standing(Protocol):
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events were put into the buffer so far, and where each stream stands after them."""
 
-    def resume(self, positions: dict[str, Position]) -> None:
-        """Go on from where the streams stand in Kafka and on disk."""
+    def resume(self, positions: dict[str, Position], until_ms: int = 0) -> None:
+        """Go on from where the streams stand in Kafka and on disk; nothing there is newer than `until_ms`."""
 
 
 class _StreamRecord(msgspec.Struct):
@@ -71,6 +71,8 @@ class Checkpoint(msgspec.Struct):
 
     positions: dict[str, Position]
     offsets: dict[TopicPartition, int] | None
+    at_ms: int = 0
+    """When the last of its records was written."""
 
 
 _decode_stream = msgspec.json.Decoder(_StreamRecord).decode
@@ -85,6 +87,7 @@ def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Che
     latest = dict(records)
     positions: dict[str, Position] = {}
     shards: set[str] = set()
+    at_ms = 0
     for key, value in latest.items():
         if key is None or value is None or key.startswith(_PREFIX.encode()):
             continue
@@ -95,7 +98,9 @@ def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Che
         if record.version == VERSION:
             positions[record.stream] = Position(record.stream, record.last, tuple(record.missing), record.final)
             shards.add(record.shard)
-    return Checkpoint(positions, _lowest_offsets([latest.get(f"{_PREFIX}{shard}".encode()) for shard in shards]))
+            at_ms = max(at_ms, record.at_ms)
+    offsets = _lowest_offsets([latest.get(f"{_PREFIX}{shard}".encode()) for shard in shards])
+    return Checkpoint(positions, offsets, at_ms)
 
 
 def _lowest_offsets(values: list[bytes | None]) -> dict[TopicPartition, int] | None:

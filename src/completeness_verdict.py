@@ -132,7 +132,7 @@ def _connection_as_json(connection: ConnectionReport) -> dict[str, Any]:
         "rotated": dict(connection.rotated),
         "seconds": {
             "shortest": min(connection.seconds, default=None),
-            "median": median(connection.seconds) if connection.seconds else None,
+            "median": round(median(connection.seconds), 3) if connection.seconds else None,
             "longest": max(connection.seconds, default=None),
         },
     }
@@ -196,9 +196,9 @@ def _connection_table(connections: list[dict[str, Any]]) -> Table:
 
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")  # in a narrow place on two lines, never cut
     return table
 
 

@@ -20,7 +20,7 @@ from config.streams import stream_symbol
 from src.events import NO_ID
 from src.holes import Gap
 from src.lanes import Lane, PlacedHole, SnapshotPlace
-from src.sequences import BAR, DEPTH, Stream, Verdict, missing_since
+from src.sequences import BAR, DEPTH, SNAPSHOT_PATIENCE, Stream, Verdict, missing_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,6 +38,7 @@ _MOST_HOLES = 1_000
 _ROUTES_KEPT = 100_000
 SKEW_SECONDS = 0.3
 """So long may one of two connections be behind the other (3 to 57 ms were seen)."""
+_LEAST_PATIENCE = 0.5
 _RENEWAL_SECONDS = 10.0
 """Between two looks for books whose last snapshot is old."""
 _NEVER = "invalid_symbol"
@@ -96,6 +97,7 @@ class Continuity:
         self._holes: dict[str, PlacedHole] = {}
         self._resumed: dict[str, Position] = {}
         """Where an earlier run ended, of streams that were not met yet."""
+        self._resumed_until_ms = 0
         self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
         """With a standby: the next id of each stream on each of its two connections."""
         self._opened: dict[int, int] = {}
@@ -103,6 +105,8 @@ class Continuity:
         """When each connection has brought something last, monotonic seconds."""
         self._unasked: list[PlacedHole] = []
         """Gaps that another connection may fill."""
+        self._doubted: set[Stream] = set()
+        """Streams with events that are repeats or a new numbering."""
         self._renew_at = 0.0
         self._held = 0
         self._put = 0
@@ -192,11 +196,14 @@ class Continuity:
                 return True
             place = found.lane.place_of(found.name)
             if place is None:  # it took too long, and what came has passed: the next one will meet what comes
+                found.snapshot_patience = self._settings.max_wait_seconds
                 return False
             behind = found.lane.behind(place)
             if snapshot.last_id + 1 < (behind[0].first_id if behind else found.after):
+                found.snapshot_patience = max(found.snapshot_patience, SNAPSHOT_PATIENCE)
                 return False
             found.wants_snapshot = False
+            found.snapshot_patience = SNAPSHOT_PATIENCE
             found.snapshot_at = time.monotonic()
             found.lane.put_snapshot(place, snapshot)
             self._held += 1
@@ -219,23 +226,27 @@ class Continuity:
     def tick(self) -> None:
         """Ask for what no other connection has brought, let pass what has waited too long; often."""
         now = time.monotonic()
-        overdue = now - self._settings.max_wait_seconds
         with self._lock:
             while self._unasked and self._unasked[0].since < now - self._skew_seconds:
                 hole = self._unasked.pop(0)
                 if hole.missing:
                     self._pass_on(self._ask(self._stream_of(hole.gap), hole))
             self._renew_snapshots(now)
+            self._settle_doubts()
             for lane in [lane for lane in self._lanes.values() if lane.queue]:
-                while (first := lane.waited_for()) is not None and first.since < overdue:
+                while (first := lane.waited_for()) is not None and first.since < now - self._patience(first):
                     self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
 
-    def resume(self, positions: dict[str, Position]) -> None:
-        """Say where Kafka ends, by stream: what is missing since is filled. Also after the first events."""
+    def resume(self, positions: dict[str, Position], until_ms: int = 0) -> None:
+        """Say where Kafka ends, by stream: what is missing since is filled. Also after the first events.
+
+        Nothing in Kafka is newer than `until_ms`: what is not either, and has an id that Kafka has, is a repeat.
+        """
         with self._lock:
             self._resumed |= positions
+            self._resumed_until_ms = until_ms
             for stream in self._counted():
-                if stream.name in positions:
+                if self._name_before(stream) in self._resumed:
                     self._continue_late(stream)
 
     def positions(self) -> tuple[int, dict[str, Position]]:
@@ -281,20 +292,38 @@ class Continuity:
             stream = self._meet(event.route)
         stream.received += 1
         verdict = stream.judge(event, source)
-        if verdict is Verdict.REPEAT:
+        if verdict is Verdict.REPEAT or self._of_the_run_before(stream, event):
             self._repeated(stream, [event])
         elif verdict is Verdict.LATE:
             self._late(stream, event, source, out)
         else:
             if verdict is Verdict.JUMP:
-                out += self._jumped(
-                    stream, event, stream.missing_before(event), self._cause(stream, source), source
-                )
+                cause = self._cause(stream, source)
+                if cause != "jump" or not stream.never_closes(event):
+                    out += self._jumped(stream, event, stream.missing_before(event), cause, source)
             elif stream.first_seen is None and event.first_id != NO_ID:
                 out += self._begin(stream, event, source)
             stream.take(event, source)
             stream.heard_on = source, self._opened.get(source, 0)
             self._follow(stream, event, out)
+
+    def _of_the_run_before(self, stream: Stream, event: Event) -> bool:
+        """Whether this comes before the first event of a stream and is of what an earlier run has gone beyond.
+
+        Kafka has it, or it is missing there and fetched as soon as the stream goes on.
+        """
+        if stream.first_seen is not None or event.first_id == NO_ID or event.timestamp_ms > self._resumed_until_ms:
+            return False
+        position = self._resumed.get(self._name_before(stream))
+        if position is None:
+            return False
+        return event.last_id < position.last or (event.last_id == position.last and position.final and event.final)
+
+    def _name_before(self, stream: Stream) -> str:
+        """Return the name that the stream has among those of an earlier run: no event of depth tells its speed."""
+        if stream.event_type != DEPTH or stream.name in self._resumed:
+            return stream.name
+        return f"{stream.symbol.lower()}@depth"
 
     def _cause(self, stream: Stream, source: int) -> str:
         return "jump" if stream.heard_on == (source, self._opened.get(source, 0)) else "reconnect"
@@ -314,7 +343,7 @@ class Continuity:
         """Meet the first event of a stream: where an earlier run ended, it goes on."""
         if stream.event_type == DEPTH:
             self._want_snapshot(stream)
-        position = self._resumed.pop(stream.name, None)
+        position = self._resumed.pop(self._name_before(stream), None)
         if position is None:
             return []
         self._fill_behind(stream, position.missing)
@@ -330,6 +359,7 @@ class Continuity:
         hole = next((hole for hole in stream.holes if event.final and hole.offer(event)), None)
         if hole is None:
             self._repeated(stream, stream.repeats_by(event))
+            self._doubted.add(stream)
             self._renumber(stream, stream.renumbered(), source, out)
             return
         if stream.event_type != BAR and hole.opener is not None and event.timestamp_ms > hole.opener.timestamp_ms:
@@ -360,6 +390,12 @@ class Continuity:
         for event in events:
             stream.take(event, source)
             self._follow(stream, event, out)
+
+    def _settle_doubts(self) -> None:
+        for stream in list(self._doubted):
+            self._repeated(stream, stream.refuted())
+            if not stream.in_doubt:
+                self._doubted.discard(stream)
 
     def _repeated(self, stream: Stream, events: list[Event]) -> None:
         if events:
@@ -441,7 +477,16 @@ class Continuity:
             self._ledger.order_given_up(waited_for.gap, reason)
         else:
             self._telemetry.snapshot_delayed(waited_for.stream, reason)
+            if (stream := self._depth(waited_for.stream)) is not None:
+                stream.snapshot_patience = max(_LEAST_PATIENCE, stream.snapshot_patience / 2)
         return self._advance(lane)
+
+    def _patience(self, waited_for: WaitedFor) -> float:
+        """Return how long this may be waited for."""
+        longest = self._settings.max_wait_seconds
+        if isinstance(waited_for, PlacedHole) or (stream := self._depth(waited_for.stream)) is None:
+            return longest
+        return min(longest, stream.snapshot_patience)
 
     def _advance(self, lane: Lane) -> list[Event]:
         due = lane.due()
@@ -450,18 +495,23 @@ class Continuity:
 
     def _continue_late(self, stream: Stream) -> None:
         """Go on from where an earlier run ended, now that the first events of this one have passed."""
-        position = self._resumed.pop(stream.name)
+        position = self._resumed.pop(self._name_before(stream))
         missing = list(position.missing)
         if stream.first_seen is not None:
             first, last = missing_since(position, stream.first_seen)
             missing += [(first, last)] if first <= last else []
-        self._fill_behind(stream, missing)
+            # What this run has sent meanwhile is in Kafka too; its own holes are known here.
+            missing = [(start, min(end, stream.first_seen.first_id - 1)) for start, end in missing]
+        self._fill_behind(stream, [(start, end) for start, end in missing if start <= end])
 
     def _fill_behind(self, stream: Stream, missing: Iterable[Interval]) -> None:
         """Fill what an earlier run has left open; what comes live does not wait for it."""
-        for first, last in missing if stream.event_type != DEPTH else ():
+        for first, last in missing:
             gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
-            if (hole := self._open(stream, gap, None)) is not None:
+            if stream.event_type == DEPTH:
+                self._ledger.gap_opened(gap)
+                self._ledger.gap_unfillable(gap, [(first, last)], "not_kept_by_the_exchange")
+            elif (hole := self._open(stream, gap, None)) is not None:
                 self._ledger.order_given_up(gap, "resumed")
                 self._ask(stream, hole)
 

@@ -130,7 +130,8 @@ class Coverage:
     """Grows with every event that is seen, in any order; what was jumped over is missing until it is seen.
 
     `known` is where the streams stood at some time: what lies before is not asked for again. Depth has no
-    missing ids, since nobody gives them again. Not locked; for one thread.
+    missing ids, since nobody gives them again; of depth not known before, the name lacks its speed. Not locked;
+    for one thread.
     """
 
     def __init__(self, known: Mapping[str, Position]) -> None:
@@ -165,7 +166,10 @@ class Coverage:
         }
 
     def _saw_depth(self, seen: Place) -> None:
-        names = self._speeds.get(seen.stream, ())
-        if len(names) == 1:  # of two speeds at a time neither can be told from its events
+        names = self._speeds.get(seen.stream)
+        if names is None:
+            self._speeds[seen.stream] = [seen.stream]
+            self._streams[seen.stream] = _Stream(seen.first, seen.last, final=True)
+        elif len(names) == 1:  # of two speeds at a time neither can be told from its events
             known = self._streams[names[0]]
             known.last = max(known.last, seen.last)

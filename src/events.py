@@ -254,7 +254,7 @@ class EventDecoder:
             return
         try:
             fields = _decode_payload(payload)
-            route = self._route(stream, fields.e or _untyped(fields), fields.s)
+            route = self._route(stream, fields.e or _untyped(fields), fields.s, _interval(stream, fields))
         except Exception as error:  # noqa: BLE001 - the contract: what cannot be enriched goes to the raw topic
             self._keep_as_it_came(payload, stream, error, received_ms, into)
             return
@@ -274,19 +274,20 @@ class EventDecoder:
         route = Route("unenriched", self._topics.raw, _key(stream, None), b"", 0, b"")
         into.events.append(Event(route, payload, received_ms))
 
-    def _route(self, stream: str | None, name: str, symbol: str | None) -> Route:
-        route = self._routes.get((stream, name, symbol))
+    def _route(self, stream: str | None, name: str, symbol: str | None, interval: str = "") -> Route:
+        key = stream, name + interval, symbol
+        route = self._routes.get(key)
         if route is None:
             for routes in (self._routes, self._made):
                 if len(routes) >= _ROUTES_KEPT:
                     routes.clear()
-            route = self._made.get((stream, name, symbol)) or self._new_route(stream, name, symbol)
+            route = self._made.get(key) or self._new_route(stream, name, symbol, interval)
             # An unknown object may be empty, which the one-pass case does not expect; a shutdown is to be noticed.
             if name and name != _SHUTDOWN:
-                self._routes[stream, name, symbol] = self._made[stream, name, symbol] = route
+                self._routes[key] = self._made[key] = route
         return route
 
-    def _new_route(self, stream: str | None, name: str, symbol: str | None) -> Route:
+    def _new_route(self, stream: str | None, name: str, symbol: str | None, interval: str) -> Route:
         event_type, kind = _EVENT_TYPES.get(name) or (_snake_case(name), _RAW)
         added = {"source": SOURCE, "event_type": event_type, "pipeline_version": PIPELINE_VERSION}
         if stream is not None and _needs_stream(stream, event_type):
@@ -294,7 +295,7 @@ class EventDecoder:
         tail = b"," + _dump(added)[1:]
         head = b'{"stream":%b,"data":{' % _dump(stream)  # for None never met: a wrapper names its stream
         topic, key = getattr(self._topics, kind), _key(stream, symbol)
-        named = stream if stream is not None else f"{(symbol or '').lower()}@{_SUFFIXES.get(name, name)}"
+        named = stream if stream is not None else f"{(symbol or '').lower()}@{_SUFFIXES.get(name, name)}{interval}"
         return Route(event_type, topic, key, tail, len(head) - 1, head, named, _IDS.get(name))
 
 
@@ -324,6 +325,14 @@ def _bar_ids(payload: _Payload) -> _Ids:
     if type(opened) is not int or type(closed) is not int:
         return _NO_IDS
     return opened, closed, bar.get("x") is True
+
+
+def _interval(stream: str | None, payload: _Payload) -> str:
+    """Return what the name of a bar's stream ends with, where no wrapper names it: `_1m`."""
+    bar = payload.k
+    if stream is not None or payload.e != "kline" or type(bar) is not dict or type(bar.get("i")) is not str:
+        return ""
+    return f"_{bar['i']}"
 
 
 def _only_last(number: Any) -> _Ids:  # noqa: ANN401 - of a payload that may be anything

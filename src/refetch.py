@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from config.streams import KLINE_INTERVALS
-from src.binance_rest import AGGREGATES_WEIGHT, KLINES_WEIGHT, MOST_ROWS, TRADES_WEIGHT, Malformed
+from src.binance_rest import AGGREGATES_WEIGHT, KLINES_WEIGHT, MOST_ROWS, TRADES_WEIGHT, Malformed, Refused
 from src.rest_events import (
     Origin,
     WrongShape,
@@ -95,9 +95,20 @@ class Refetch:
         kind, zone = bar_interval(origin.stream)
         answer = self._rest.klines(origin.symbol, kind, (first, last + 1), zone, reserved=True)
         bars = kline_events(answer.body, origin, self._topics, answer.received_ms)
-        if bars and bars[-1].first_id <= last and bars[-1].last_id + _SETTLED_MS > self._rest.time_ms():
+        if (
+            bars
+            and bars[-1].first_id <= last
+            and bars[-1].last_id + _SETTLED_MS > self._time_ms(answer.received_ms)
+        ):
             bars.pop()
         return bars
+
+    def _time_ms(self, ours: int) -> int:
+        """Return the exchange's time; ours where it does not serve its own."""
+        try:
+            return self._rest.time_ms()
+        except (Refused, Malformed):
+            return ours
 
     def _malformed(self, asked: str, error: WrongShape) -> Malformed:
         malformed = Malformed(f"{asked}: {error}")

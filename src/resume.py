@@ -73,6 +73,8 @@ class Resume:
         self._started_at = 0.0
         self._reading = False
         self._records = 0
+        self._newest_ms = 0
+        """Of the events in Kafka that were read."""
         self._failures = 0
         self._done = threading.Event()
         self._closing = threading.Event()
@@ -144,7 +146,8 @@ class Resume:
         self._telemetry.already_delivered(left_behind.remove())
         self._delivery.release()
         positions = coverage.positions()
-        self._standing.resume(positions)
+        now_ms = time.time_ns() // 1_000_000
+        self._standing.resume(positions, min(max(checkpoint.at_ms, self._newest_ms), now_ms))
         self._done.set()
         self._telemetry.positions_found(
             streams=len(positions),
@@ -170,6 +173,7 @@ class Resume:
         belongs = _Belonging(self._topics)
         for partition, batch in reader.records(starts, ends, self._closing.is_set):
             self._records += len(batch)
+            self._newest_ms = max(self._newest_ms, *(record.timestamp for record in batch), 0)
             topic = partition.topic
             for record in batch:
                 value = record.value or b""

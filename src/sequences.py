@@ -3,7 +3,8 @@
 - Trade `t`, aggregate trade `a`: the last plus 1. An id not above the last is a repeat.
 - Depth `U`..`u`: `U` is the last `u` plus 1. A `u` not above the last is a repeat.
 - Bar `t`..`T`: the same bar until it is closed, then one that opens right behind it. A repeat is what comes of a
-  closed bar, and from another connection what is not newer than the last.
+  closed bar, and from another connection what is not newer than the last. Of a stream that has not told of any bar
+  that it is closed, none is expected to be, as long as one connection brings it.
 - Counted by nothing (tickers, by `E`; book ticker, by `u`; partial depth, by `lastUpdateId`): anything may come. A
   repeat is only what comes from another connection and is not newer than the last, while that one speaks. So
   nothing is dropped that came on one connection, and where two carry a stream (a rotation, a standby) the first to
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from src.lanes import Lane, PlacedHole
 
 DEPTH, BAR = "depth_update", "kline"
+SNAPSHOT_PATIENCE = 2.0
 _SPEAKS_SECONDS = 60.0
 """A connection that has brought nothing of a stream for so long has no say in what is new."""
 _RENUMBERED_AFTER = 8
@@ -85,6 +87,8 @@ class Stream:
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
         self.wants_snapshot = False
+        self.snapshot_patience = SNAPSHOT_PATIENCE
+        """Seconds that updates wait for a snapshot at most: less while none comes, more where it comes late."""
         self.snapshot_at = time.monotonic()
         self.heard_on = (NO_ID, 0)
         """The connection of the last event that had to be looked at, and how often it had been opened."""
@@ -92,6 +96,7 @@ class Stream:
         self.backfilled = 0
         self.duplicates = 0
         self._source = NO_ID
+        self._closes = False
         self._taken_at = 0.0
         self._suspects: list[Event] = []
         self._suspected_at = 0
@@ -118,6 +123,7 @@ class Stream:
         """Go on from this event."""
         self._source = source
         self._taken_at = time.monotonic()
+        self._closes = self._closes or event.final
         if self.first_seen is None and event.first_id != NO_ID:
             self.first_seen = event
         self.go_on_from(event)
@@ -127,6 +133,10 @@ class Stream:
         self.latest = event
         if event.first_id != NO_ID and self.event_type != BAR:
             self.next = event.last_id + 1
+
+    def never_closes(self, event: Event) -> bool:
+        """Whether this is the next bar of a stream that has not told of any bar that it is closed."""
+        return self.event_type == BAR and not self._closes and event.first_id == self.after
 
     def missing_before(self, event: Event) -> Interval:
         """Return what is missing when this event is a jump; a bar that was not seen closed is."""
@@ -154,6 +164,15 @@ class Stream:
     def renumbered(self) -> list[Event]:
         """Return the events of a new numbering once it is sure that there is one."""
         return self.suspects() if len(self._suspects) >= _RENUMBERED_AFTER else []
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there are events that may be repeats or of a new numbering."""
+        return bool(self._suspects)
+
+    def refuted(self) -> list[Event]:
+        """Return, as repeats, the events of what is no new numbering, since the old one went on."""
+        return self.suspects() if self.received > self._suspected_at else []
 
     def suspects(self) -> list[Event]:
         """Give up the events of what may have been a new numbering."""

@@ -97,6 +97,7 @@ class Standing:
         self.coverage = Coverage({})
         self._early: list[Place] = []
         self.resumed: dict[str, Position] | None = None
+        self.until_ms = 0
 
     def put(self, events: Iterable[Event], accept: Callable[[list[Event]], None]) -> None:
         with self._lock:
@@ -111,9 +112,9 @@ class Standing:
         with self._lock:
             return self.count, self.coverage.positions()
 
-    def resume(self, positions: dict[str, Position]) -> None:
+    def resume(self, positions: dict[str, Position], until_ms: int = 0) -> None:
         with self._lock:
-            self.resumed = positions
+            self.resumed, self.until_ms = positions, until_ms
             self.coverage = Coverage(positions)
             for seen in self._early:
                 self.coverage.saw(seen)

@@ -6,6 +6,8 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +23,7 @@ from src.deadline import Deadline
 from src.events import EventDecoder, Topics
 from src.holes import Gap, Hole
 from src.outage import Pace
+from src.refetch import Refetch
 from src.telemetry import Telemetry
 from src.weight_budget import WeightBudget
 from tests.exchange_fixtures import eventually
@@ -219,6 +222,32 @@ def test_bars_are_filled_once_they_are_closed(stream: str) -> None:
         count = {bar.opening: bar.count for bar in kept}
         assert [bar["n"] for bar in bars] == [count[bar["t"]] for bar in bars]
         assert all(count[bar["t"]] for bar in bars)
+
+
+class OnlyBars(BaseHTTPRequestHandler):
+    """A REST interface that serves the closed bars of minutes 1 and 2, and nothing else, its time neither."""
+
+    def do_GET(self) -> None:
+        bars = [[start, *"1111", "1", start + 59_999, "1", 1, "1", "1", "0"] for start in (60_000, 120_000)]
+        body = json.dumps(bars).encode()
+        self.send_response(200 if "/klines?" in self.path else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_bars_come_from_an_exchange_that_does_not_tell_its_time_too() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), OnlyBars) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        rest = BinanceRest(f"http://127.0.0.1:{server.server_port}", WeightBudget(3000), Telemetry())
+        gap = Gap("btcusdt@kline_1m", "kline", "BTCUSDT", 60_000, 179_999, "jump", 0)
+        events = Refetch(rest, TOPICS, Telemetry()).page(gap, (gap.first, gap.last))
+        assert [event.first_id for event in events] == [60_000, 120_000]
+        rest.close()
+        server.shutdown()
 
 
 def test_a_snapshot_is_taken_with_as_many_levels_as_are_set() -> None:

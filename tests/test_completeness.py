@@ -247,6 +247,16 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     assert text.rstrip().endswith("6 ids missing in 5 holes; 1 gap still open")
 
 
+def test_in_a_narrow_terminal_no_stream_and_no_number_is_cut(book: Book) -> None:
+    book.hour(5_123_456_789, 5_123_456_888, 100)
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(drawn(book.report))
+    console.file.close()
+    text = console.export_text()
+    assert STREAM in text
+    assert "…" not in text
+
+
 class Ran(NamedTuple):
     exit_code: int
     out: str
@@ -282,6 +292,8 @@ def test_the_report_comes_from_kafka_alone(broker: Broker, tmp_path: Path) -> No
     good = run(servers, topic)
     assert (good.exit_code, good.err) == (0, "")
     assert good.out.splitlines()[-1].strip() == "complete"
+    assert STREAM in good.out
+    assert "order given up" in good.out
     ledger.gap_opened(gap(30_001, 30_010))
     ledger.gap_unfillable(gap(30_001, 30_010), [(30_001, 30_004)], "too_old")
     ledger.gap_filled(gap(30_001, 30_010), 6)

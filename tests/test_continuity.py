@@ -355,6 +355,29 @@ def test_a_snapshot_that_cannot_be_fetched_holds_nothing_up(stage: Stage) -> Non
     assert stage.snapshots_taken == [("btcusdt@depth@100ms", 30)]
 
 
+def held_seconds(stage: Stage, update: int) -> float:
+    """Keep a place for a snapshot, let an update come behind it, return how long it waits."""
+    began = time.monotonic()
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(update, update))
+    while not stage.ids():
+        stage.continuity.tick()
+        time.sleep(0.01)
+        assert time.monotonic() < began + 15
+    return time.monotonic() - began
+
+
+def test_updates_wait_less_and_less_for_a_snapshot_that_does_not_come_and_longer_for_one_that_comes_late() -> None:
+    stage = Stage(max_wait_seconds=3)
+    stage.came(depth(1, 1))
+    stage.ids()
+    assert 1.9 < held_seconds(stage, 2) < 2.9
+    assert 0.9 < held_seconds(stage, 3) < 1.9
+    assert 0.4 < held_seconds(stage, 4) < 0.9
+    assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 4))  # nobody waits any more
+    assert held_seconds(stage, 5) > 2.9
+
+
 def snapshot(stage: Stage, last_update_id: int) -> Event:
     (event,) = stage.decode([depth(1, last_update_id)]).events
     event.value = json.dumps({"lastUpdateId": last_update_id}).encode()
@@ -421,6 +444,17 @@ def test_a_new_numbering_is_followed_and_repeats_are_none(stage: Stage) -> None:
     assert stage.counts()["messages_duplicate"] == 0
 
 
+def test_a_repeat_that_says_it_is_new_is_counted_once_the_old_numbering_goes_on(stage: Stage) -> None:
+    stage.came(trade(1), trade(2), trade(2, at=50))
+    stage.continuity.tick()
+    assert stage.counts()["messages_duplicate"] == 0  # it may be the first of a new numbering
+    stage.came(trade(3))
+    stage.continuity.tick()
+    assert stage.counts()["messages_duplicate"] == 1
+    assert stage.ids() == [1, 2, 3]
+    assert equation_holds(stage.counts())
+
+
 def test_bars_follow_each_other_once_they_are_closed(stage: Stage) -> None:
     stage.came(bar(1, 0), bar(1, 2_000), bar(1, 60_001, closed=True), bar(2, 10), bar(1, 60_001, closed=True))
     assert len(stage.passed()) == 4
@@ -432,6 +466,17 @@ def test_bars_follow_each_other_once_they_are_closed(stage: Stage) -> None:
     assert [event["k"]["t"] // MINUTE for event in stage.passed()] == [2, 3, 4]
 
 
+def test_bars_of_which_none_is_ever_closed_follow_each_other_on_one_connection(stage: Stage) -> None:
+    stage.came(bar(1, 0), bar(1, 2_000), bar(2, 10), bar(3, 10))
+    assert len(stage.passed()) == 4
+    assert stage.ledger == []
+    stage.reconnected()
+    stage.came(bar(4, 10))  # the end of bar 3 may have come meanwhile
+    assert [record[:4] for record in stage.ledger] == [
+        ("opened", "btcusdt@kline_1m", 3 * MINUTE, 4 * MINUTE - 1),
+    ]
+
+
 def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
     stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)})
     stage.came(trade(104))
@@ -440,6 +485,46 @@ def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
     assert (gap.first, gap.last, gap.cause) == (101, 103, "resume")
     stage.fetched(gap, *map(trade, range(101, 104)))
     assert stage.ids() == [101, 102, 103, 104]
+
+
+def test_what_kafka_has_from_the_run_before_is_left_out(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((99, 99),))}, T0 + 100)
+    stage.came(trade(97), trade(98), trade(99), trade(100), trade(101))
+    assert stage.counts()["messages_duplicate"] == 4
+    assert stage.ids() == [101]
+    (gap,) = stage.requests
+    assert (gap.first, gap.last) == (99, 99)
+    assert equation_holds(stage.counts())
+
+
+@pytest.mark.parametrize("name", ["btcusdt@depth@100ms", "btcusdt@depth"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_hole_in_depth_between_two_runs_is_named(stage: Stage, name: str, *, late: bool) -> None:
+    if late:
+        stage.came(depth(110, 112))
+    stage.continuity.resume({name: Position(name, 100)})
+    stage.came(depth(110, 112) if not late else depth(113, 113))
+    assert stage.ledger == [
+        ("opened", "btcusdt@depth@100ms", 101, 109, "resume"),
+        ("unfillable", "btcusdt@depth@100ms", [(101, 109)], "not_kept_by_the_exchange"),
+    ]
+
+
+def test_of_two_speeds_of_depth_one_takes_over_what_tells_no_speed(stage: Stage) -> None:
+    quick = stage.decode([depth(110, 112)]).events
+    named = EventDecoder(TOPICS).decode(
+        [json.dumps({"stream": "btcusdt@depth", "data": depth(110, 112)}).encode()], T0
+    )
+    stage.continuity.put([*quick, *named.events], 0, 1)
+    stage.continuity.resume({"btcusdt@depth": Position("btcusdt@depth", 100)})
+    assert [record[0] for record in stage.ledger] == ["opened", "unfillable"]
+
+
+def test_newer_events_with_ids_from_before_are_a_new_numbering_after_a_restart(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)}, T0)
+    stage.came(trade(1), trade(2))
+    assert stage.ids() == [1, 2]
+    assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 101, 1)]
 
 
 def test_what_the_run_before_left_open_is_filled_too(stage: Stage) -> None:
@@ -457,6 +542,18 @@ def test_a_run_that_learns_late_where_the_one_before_ended_fills_the_gap_behind(
     assert stage.ids() == [104, 105]
     stage.fetched(stage.requests[0], *map(trade, range(101, 104)))
     assert stage.ids() == [101, 102, 103]
+
+
+def test_what_this_run_misses_itself_is_not_taken_for_what_the_one_before_has_left(stage: Stage) -> None:
+    stage.came(trade(104), trade(105), trade(108))
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 108, ((101, 103), (106, 107)))})
+    assert [(gap.first, gap.last, gap.cause) for gap in stage.requests] == [
+        (106, 107, "jump"),
+        (101, 103, "resume"),
+    ]
+    stage.fetched(stage.requests[0], trade(106), trade(107))
+    stage.fetched(stage.requests[1], *map(trade, range(101, 104)))
+    assert stage.ids() == [104, 105, 106, 107, 108, 101, 102, 103]
 
 
 def test_positions_tell_what_went_into_the_buffer_and_what_is_missing_there(stage: Stage) -> None:

@@ -152,6 +152,16 @@ WRAPPERS = {
 }
 
 
+def test_bars_without_a_wrapper_are_told_apart_by_their_interval() -> None:
+    minute, five = (
+        f'{{"e":"kline","E":5,"s":"BTCUSDT","k":{{"t":0,"T":9,"i":"{each}"}}}}' for each in ("1m", "5m")
+    )
+    first, second, again = decode(minute, five, minute).events
+    assert [first.route.stream, second.route.stream] == ["btcusdt@kline_1m", "btcusdt@kline_5m"]
+    assert first.route is again.route
+    assert "stream" not in added_fields(first.value)
+
+
 @pytest.mark.parametrize("frame", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_wrapper_is_taken_off_however_it_is_written(frame: str) -> None:
     chunk = [on_stream(_PAYLOAD).encode(), frame.encode()]  # the usual frame first: its route is known then

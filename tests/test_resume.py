@@ -110,6 +110,7 @@ def test_after_a_kill_the_tail_behind_the_checkpoint_tells_the_rest(kafka: Kafka
     assert second.found["ethusdt@aggTrade"] == Position("ethusdt@aggTrade", 59)
     assert second.found["btcusdt@depth@100ms"] == Position("btcusdt@depth@100ms", 20)
     assert 311 <= second.resume._records < 1312
+    assert second.standing.until_ms > 0
 
 
 def test_a_hole_in_the_tail_is_found_and_one_that_was_filled_later_is_not(
