@@ -41,6 +41,7 @@ SKEW_SECONDS = 0.3
 _LEAST_PATIENCE = 0.5
 _RENEWAL_SECONDS = 10.0
 """Between two looks for books whose last snapshot is old."""
+_RECORDING_MS = 3_600_000
 _NEVER = "invalid_symbol"
 """Why a snapshot will not come however often it is asked for."""
 
@@ -310,9 +311,12 @@ class Continuity:
     def _of_the_run_before(self, stream: Stream, event: Event) -> bool:
         """Whether this comes before the first event of a stream and is of what an earlier run has gone beyond.
 
-        Kafka has it, or it is missing there and fetched as soon as the stream goes on.
+        Kafka has it, or it is missing there and fetched as soon as the stream goes on. What is older than an hour
+        is no such repeat: somebody plays a recording again, and wants it.
         """
-        if stream.first_seen is not None or event.first_id == NO_ID or event.timestamp_ms > self._resumed_until_ms:
+        if stream.first_seen is not None or event.first_id == NO_ID:
+            return False
+        if not _now_ms() - _RECORDING_MS < event.timestamp_ms <= self._resumed_until_ms:
             return False
         position = self._resumed.get(self._name_before(stream))
         if position is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError
 
-from src.checkpoints import read_checkpoint
+from src.checkpoints import Checkpoint, read_checkpoint
 from src.coverage import Coverage, event_type, place
 from src.events import topic_for
 from src.kafka_reader import KafkaReader
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kafka.structs import TopicPartition
 
     from config.settings import KafkaConfig
-    from src.checkpoints import Checkpoint, Standing
+    from src.checkpoints import Standing
     from src.delivery import Delivery
     from src.events import Topics
     from src.spool import Spool
@@ -159,7 +159,11 @@ class Resume:
     def _checkpoint(self, reader: KafkaReader) -> Checkpoint:
         partitions = reader.partitions([self._kafka.topic_checkpoints])
         records = reader.records(reader.begins(partitions), reader.ends(partitions), self._closing.is_set)
-        return read_checkpoint((each.key, each.value) for _, batch in records for each in batch)
+        checkpoint = read_checkpoint((each.key, each.value) for _, batch in records for each in batch)
+        of = {partition.topic for partition in checkpoint.offsets or ()}
+        return (
+            checkpoint if not of or of.issuperset(self._topics) else Checkpoint({}, None)
+        )  # other topics' positions
 
     def _read_tail(
         self, reader: KafkaReader, checkpoint: Checkpoint, coverage: Coverage, left_behind: LeftBehind

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import BackfillConfig
+from src import continuity
 from src.buffer import Buffer
 from src.continuity import Continuity
 from src.events import Event, EventDecoder, Topics
@@ -487,7 +488,8 @@ def test_a_run_goes_on_where_the_one_before_ended(stage: Stage) -> None:
     assert stage.ids() == [101, 102, 103, 104]
 
 
-def test_what_kafka_has_from_the_run_before_is_left_out(stage: Stage) -> None:
+def test_what_kafka_has_from_the_run_before_is_left_out(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuity, "_RECORDING_MS", time.time_ns() // 1_000_000 - T0)  # T0 is some time ago
     stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((99, 99),))}, T0 + 100)
     stage.came(trade(97), trade(98), trade(99), trade(100), trade(101))
     assert stage.counts()["messages_duplicate"] == 4
@@ -495,6 +497,12 @@ def test_what_kafka_has_from_the_run_before_is_left_out(stage: Stage) -> None:
     (gap,) = stage.requests
     assert (gap.first, gap.last) == (99, 99)
     assert equation_holds(stage.counts())
+
+
+def test_a_recording_that_is_played_again_after_a_restart_is_none_of_that(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)}, T0 + 10**12)
+    stage.came(trade(97), trade(98))
+    assert stage.ids() == [97, 98]
 
 
 @pytest.mark.parametrize("name", ["btcusdt@depth@100ms", "btcusdt@depth"])
