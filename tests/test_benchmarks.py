@@ -297,7 +297,9 @@ def test_a_traced_run_of_the_real_service_is_complete_and_timed(broker: Broker) 
     assert measured.delivered == 2000
     assert measured.cpu_us > 0
     assert 20 < measured.idle_mb <= measured.peak_mb
-    assert measured.legs["send_to_ack"]["samples"] == pytest.approx(1000, abs=1)
+    assert measured.legs["send_to_ack"]["samples"] == pytest.approx(
+        1000, abs=5
+    )  # the books of five symbols come between
     assert 0 <= measured.legs["send_to_read"]["p50"] <= measured.legs["send_to_ack"]["p50"]
 
 
