@@ -10,6 +10,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from src.kafka_causes import NotConnectedError, causes_named
+from src.kafka_producer import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ def read_ledger(config: KafkaConfig, since_ms: int | None = None, wait: float = 
     options = {"group_id": None, "enable_auto_commit": False, "bootstrap_timeout_ms": int(wait * 1000)}
     try:
         with causes_named():
-            consumer = KafkaConsumer(**config.client_options(), **options)
+            consumer = opened(KafkaConsumer, config.client_options() | options)
         try:
             yield from _records(consumer, config.topic_gaps, since_ms)
         finally:
