@@ -437,7 +437,8 @@ class Continuity:
             return []
         reason = "not_kept_by_the_exchange" if stream.event_type == DEPTH else "backfill_disabled"
         self._ledger.gap_unfillable(hole.gap, hole.give_up(list(hole.missing)), reason)
-        if stream.event_type == DEPTH and self._want_snapshot(stream):
+        wants = stream.event_type == DEPTH and self._want_snapshot(stream)
+        if wants and hole in stream.lane.queue:  # or what waited has passed, and the snapshot finds its own place
             stream.lane.put_behind(hole, SnapshotPlace(stream.name, time.monotonic()))
         return self._came(hole, 0)
 

@@ -160,10 +160,10 @@ class Resume:
         partitions = reader.partitions([self._kafka.topic_checkpoints])
         records = reader.records(reader.begins(partitions), reader.ends(partitions), self._closing.is_set)
         checkpoint = read_checkpoint((each.key, each.value) for _, batch in records for each in batch)
-        of = {partition.topic for partition in checkpoint.offsets or ()}
-        return (
-            checkpoint if not of or of.issuperset(self._topics) else Checkpoint({}, None)
-        )  # other topics' positions
+        topics = {partition.topic for partition in checkpoint.offsets or ()}
+        if topics and not topics.issuperset(self._topics):
+            return Checkpoint({}, None)  # it speaks of other topics
+        return checkpoint
 
     def _read_tail(
         self, reader: KafkaReader, checkpoint: Checkpoint, coverage: Coverage, left_behind: LeftBehind

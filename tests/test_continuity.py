@@ -437,6 +437,20 @@ def test_what_neither_connection_brings_is_asked_for_after_a_moment() -> None:
     assert [each.get("lastUpdateId") for each in stage.passed()] == [6, None]
 
 
+def test_a_book_that_did_not_wait_for_the_other_connection_gets_its_snapshot_all_the_same() -> None:
+    stage = Stage(standby=True, skew_seconds=60, max_held_events=1)
+    stage.came(depth(1, 2))
+    stage.came(depth(1, 2), on=1)
+    stage.came(depth(7, 8), depth(9, 10))
+    assert stage.ids() == [2, 8, 10]
+    stage.continuity._skew_seconds = -1.0
+    stage.continuity.tick()
+    assert stage.ledger[-1][0] == "unfillable"
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 10))
+    assert len(stage.passed()) == 1
+
+
 def test_a_new_numbering_is_followed_and_repeats_are_none(stage: Stage) -> None:
     stage.came(*(trade(1_000 + number, at=number) for number in range(5)))
     stage.came(*(trade(1 + number, at=100 + number) for number in range(10)))
