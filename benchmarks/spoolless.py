@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from src.deadline import Deadline
     from src.events import Event
-    from src.kafka_batches import Fate
+    from src.kafka_fates import Fate
     from src.kafka_producer import KafkaSink
     from src.spool import Spool
     from src.telemetry import Telemetry

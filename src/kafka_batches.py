@@ -14,14 +14,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kafka import KafkaProducer, errors
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.transaction_manager import InitProducerIdHandler, TransactionManager, TransactionState
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from src.worker import Worker
+from src.kafka_fates import REFUSALS, Fate, ProducerEnded, tell_fates
+from src.kafka_public import PublicAppender
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,47 +30,7 @@ if TYPE_CHECKING:
     from kafka.structs import TopicPartition
 
     from src.events import Event
-
-
-class Fate(NamedTuple):
-    """What is to be made of events that Kafka did not acknowledge."""
-
-    poison: bool = False
-    """Kafka will never take them."""
-    maybe_written: bool = False
-    """They were on their way when the answer failed to come: sent again, they may be there twice."""
-
-
-Settle: TypeAlias = Callable[[list["Event"], BaseException | None, Fate], None]
-"""Called once for every event with its fate: acknowledged, or the error. Runs on the producer's I/O thread."""
-
-
-class Appender(Protocol):
-    """How events get into the producer."""
-
-    def append(self, partition: TopicPartition, events: list[Event]) -> None:
-        """Queue events for one partition, in order; their fate is told to `settle`."""
-
-    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
-        """Do the same for several partitions."""
-
-    def hurry(self) -> None:
-        """Send what lingers now."""
-
-    def unsettled(self) -> list[Event]:
-        """Return the events whose fate is not known yet, in no order; from any thread."""
-
-    def count_late(self, before: float) -> int:
-        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
-
-    def late(self, before: float, *, again: bool) -> list[Event]:
-        """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""
-
-    def break_off(self) -> None:
-        """Let the producer send nothing more; does not wait."""
-
-    def stop(self, timeout: float) -> None:
-        """End the producer within `timeout` seconds; the fate of everything has been told on return."""
+    from src.kafka_fates import Appender, Settle
 
 
 def appender_for(producer: KafkaProducer, settle: Settle) -> Appender:
@@ -151,7 +112,7 @@ class _Sequences(TransactionManager):  # type: ignore[misc]  # no types
         kind = super().classify_batch_error(error, batch, log_start_offset=log_start_offset)
         if kind != self.ERROR_CLASS_FATAL or type(error) in self._FATAL_ERRORS:
             return kind
-        if type(error) in _REFUSALS and not batch.in_retry() and self.producer_id_and_epoch.match(batch):
+        if type(error) in REFUSALS and not batch.in_retry() and self.producer_id_and_epoch.match(batch):
             # Nothing of it was written, and no other batch of the partition is under way (the library mutes
             # it): the next one takes its sequence numbers. Otherwise it would be refused as out of sequence.
             self.set_sequence_number(batch.topic_partition, batch.base_sequence)
@@ -179,21 +140,6 @@ class _PatientInit(InitProducerIdHandler):  # type: ignore[misc]  # no types
         if isinstance(answer, errors.RetriableError):
             answer = errors.KafkaConnectionError(str(answer))  # the one error after which it is asked again
         super().on_complete(correlation_id, answer)
-
-
-_POISON = frozenset(
-    {
-        errors.InvalidRecordError,
-        errors.InvalidTimestampError,
-        errors.InvalidTopicError,
-        errors.MessageSizeTooLargeError,
-        errors.PolicyViolationError,
-        errors.RecordListTooLargeError,
-    }
-)
-"""Answers to a record that no broker will ever take as it is."""
-_REFUSALS = _POISON | {errors.TopicAuthorizationFailedError, errors.UnsupportedCompressionTypeError}
-"""Answers of a broker that has written nothing of the batch."""
 
 
 def _varint(number: int) -> bytes:
@@ -266,25 +212,6 @@ class _Moved:
 
 _Result: TypeAlias = tuple[int, int, Callable[[int], BaseException] | None]
 """Base offset, timestamp, and the error of each record by its index, None when there is none."""
-
-
-def _told(
-    settle: Settle, events: list[Event], error_of: Callable[[int], BaseException] | None, *, maybe_written: bool
-) -> None:
-    """Tell the fate of events: those that are poison apart from those that deserve another try."""
-    if error_of is None:
-        settle(events, None, Fate())
-        return
-    errors_by_event = [error_of(index) for index in range(len(events))]
-    poison = [event for event, error in zip(events, errors_by_event, strict=True) if type(error) in _POISON]
-    if poison:
-        error = next(error for error in errors_by_event if type(error) in _POISON)
-        settle(poison, error, Fate(poison=True))
-    others = [event for event, error in zip(events, errors_by_event, strict=True) if type(error) not in _POISON]
-    if others:
-        error = next(error for error in errors_by_event if type(error) not in _POISON)
-        refused = poison or type(error) in _REFUSALS
-        settle(others, error, Fate(maybe_written=maybe_written and not refused))
 
 
 class BatchAppender:
@@ -432,7 +359,7 @@ class BatchAppender:
             self._unsettled.remove(part)
         except KeyError:
             return  # given up before
-        _told(self._settle, part.events, error_of, maybe_written=maybe_written)
+        tell_fates(self._settle, part.events, error_of, maybe_written=maybe_written)
 
     def unsettled(self) -> list[Event]:
         """Return the events whose fate is not known yet, in no order; from any thread."""
@@ -474,86 +401,6 @@ class BatchAppender:
             self.tell(part, lambda _: ended, maybe_written=True)
 
 
-class ProducerEnded(Exception):  # noqa: N818 - named after the fact
-    """The producer was ended before the event was acknowledged."""
-
-
 def _is_open(batch: ProducerBatch) -> bool:
     """Whether more of our events may join: not sealed by the sender, not the half of a split batch."""
     return not batch.records._closed and type(batch._record_futures) is _Batch
-
-
-class PublicAppender:
-    """The same through `KafkaProducer.send`, one record at a time: the way without private parts.
-
-    When the metadata of a topic vanishes, its records fail: `send` would wait for the topic to come back.
-    After `break_off` what the library still holds may go out: the order holds per producer only.
-    """
-
-    def __init__(self, producer: KafkaProducer, settle: Settle) -> None:
-        self._producer = producer
-        self._settle = settle
-        self._unsettled: dict[int, tuple[float, Event]] = {}  # since when; by identity; its operations are atomic
-        self._told_late = float("-inf")
-        self._ended = False
-        producer.config["max_block_ms"] = 0  # every topic is known by now
-
-    def append(self, partition: TopicPartition, events: list[Event]) -> None:
-        """Queue events for one partition, in order; they come back when the producer has been ended."""
-        for event in events:
-            self._unsettled[id(event)] = (time.monotonic(), event)
-            if self._ended:
-                self._tell(event, ProducerEnded("the producer has been ended"), maybe_written=False)
-                continue
-            try:
-                future = self._producer.send(
-                    partition.topic,
-                    event.value,
-                    key=event.route.key,
-                    partition=partition.partition,
-                    timestamp_ms=event.timestamp_ms,
-                )
-            except (errors.KafkaError, ValueError) as error:  # too large, topic or partition gone
-                self._tell(event, error, maybe_written=False)
-            else:
-                future.add_callback(lambda _, event=event: self._tell(event, None))
-                future.add_errback(lambda error, event=event: self._tell(event, error))
-
-    def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
-        """Do the same for several partitions."""
-        for partition, group in events.items():
-            self.append(partition, group)
-
-    def _tell(self, event: Event, error: BaseException | None, *, maybe_written: bool = True) -> None:
-        if self._unsettled.pop(id(event), None) is not None:
-            error_of = None if error is None else (lambda _: error)
-            _told(self._settle, [event], error_of, maybe_written=maybe_written)
-
-    def unsettled(self) -> list[Event]:
-        """Return the events whose fate is not known yet, in no order; from any thread."""
-        return [event for _, event in self._unsettled.copy().values()]
-
-    def count_late(self, before: float) -> int:
-        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
-        return sum(since < before for since, _ in self._unsettled.copy().values())
-
-    def late(self, before: float, *, again: bool) -> list[Event]:
-        """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""
-        told, self._told_late = float("-inf") if again else self._told_late, max(before, self._told_late)
-        return [event for since, event in self._unsettled.copy().values() if told <= since < before]
-
-    def hurry(self) -> None:
-        """Send what lingers now; the public flush blocks, so it gets a thread that nobody waits for."""
-        Worker("kafka-flush", self._producer.flush, lambda _: None).start()
-
-    def break_off(self) -> None:
-        """Take no more."""
-        self._ended = True
-
-    def stop(self, timeout: float) -> None:  # noqa: ARG002 - it never waits
-        """End the producer; it stays open, on a daemon thread, while something is unacknowledged."""
-        self._ended = True
-        with contextlib.suppress(errors.KafkaError):
-            self._producer.close(timeout=0)
-        for event in self.unsettled():
-            self._tell(event, ProducerEnded("the producer was ended by force"))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from config.settings import DeliveryConfig, KafkaConfig
     from src.deadline import Deadline
-    from src.kafka_batches import Appender, Fate, Settle
+    from src.kafka_fates import Appender, Fate, Settle
     from src.spool import DeadLetter
     from src.telemetry import Telemetry
 

@@ -9,12 +9,12 @@ from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Self
 
 from src.in_flight import InFlight
-from src.kafka_batches import Fate, ProducerEnded
+from src.kafka_fates import Fate, ProducerEnded
 
 if TYPE_CHECKING:
     from src.deadline import Deadline
     from src.events import Event
-    from src.kafka_batches import Settle
+    from src.kafka_fates import Settle
 
 Line = tuple[str, bytes | None]
 """What keeps its order: topic and key."""

@@ -17,15 +17,10 @@ from config.settings import KafkaConfig
 from sandbox.brokers import EmbeddedBroker
 from src import kafka_batches
 from src.events import Event, Route
-from src.kafka_batches import (
-    Appender,
-    BatchAppender,
-    Fate,
-    ProducerEnded,
-    PublicAppender,
-    can_append_batches,
-)
+from src.kafka_batches import BatchAppender, can_append_batches
+from src.kafka_fates import Appender, Fate, ProducerEnded
 from src.kafka_producer import open_producer
+from src.kafka_public import PublicAppender
 from tests.broker_fixtures import create_topics, read_all
 
 if TYPE_CHECKING:

@@ -14,19 +14,16 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 
 from src import kafka_batches
 from src.events import Event, Route
-from src.kafka_batches import (
-    BatchAppender,
-    Fate,
-    PublicAppender,
-    appender_for,
-    can_append_batches,
-)
+from src.kafka_batches import BatchAppender, appender_for, can_append_batches
 from src.kafka_producer import _Partitions
+from src.kafka_public import PublicAppender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kafka.producer.producer_batch import ProducerBatch
+
+    from src.kafka_fates import Fate
 
 PARTITION = TopicPartition("topic", 0)
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}

@@ -27,8 +27,9 @@ from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import Decoded, Event, Route
-from src.kafka_batches import BatchAppender, PublicAppender
+from src.kafka_batches import BatchAppender
 from src.kafka_producer import KafkaSink, open_producer
+from src.kafka_public import PublicAppender
 from src.spool import Spool
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Record, Topics, fresh_topics, read_all
