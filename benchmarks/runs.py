@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks import loads, peer_venv
 from benchmarks.children import ROOT, Child, load_average
+from benchmarks.follower import Follower
 from benchmarks.latency import legs
 from benchmarks.load import Progress
 from benchmarks.rest import LIVE
@@ -110,7 +111,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a run: when (monotonic, s), records in the topics, the process, its monitoring port."""
+    """One look at a run: when (monotonic, s), frames' records in the topics, the process, its monitoring port."""
 
     at: float
     count: int
@@ -134,6 +135,8 @@ class Task:
     settings: dict[str, str] = field(default_factory=dict)
     watch: Callable[[Look], None] | None = None
     """Called at each look at the topics."""
+    follow: bool = False
+    """Compare while it runs, and delete what was compared: for more records than the broker can keep."""
 
 
 class Run:
@@ -152,6 +155,15 @@ class Run:
         self._monitoring = free_port()
         self._child = self._start_pipeline(bootstrap_servers, rest_url)
         self._stack.callback(self._child.stop)
+        self._follower = Follower(self._topics) if task.follow else None
+        if self._follower:
+            self._stack.callback(self._follower.close)
+            self._follower.start()
+
+    @property
+    def generator_pid(self) -> int:
+        """The process id of the load generator."""
+        return self._generator.pid
 
     def _start_generator(self) -> Child:
         task = self._task
@@ -216,13 +228,18 @@ class Run:
         )
         exit_code = self._child.stop()
         sent = loads.counts(self._load, task.frames)
-        result.fault = self._fault(count, exit_code) or self._topics.verdict(sent)
+        result.fault = self._fault(count, exit_code) or self._verdict(sent)
         if count == task.frames:
             self._add_generator(result)
             if task.trace_every:
                 numbers = loads.numbers(self._load, task.frames)
                 result.legs = legs(self._folder / "trace", self.blocks(), numbers)
         return result
+
+    def _verdict(self, sent: dict[loads.Line, int]) -> str:
+        if self._follower:
+            return self._follower.verdict(sent, self._topics.count())
+        return self._topics.verdict(sent)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the generator's blocks: frames sent so far, and when (monotonic, ns)."""
@@ -267,7 +284,8 @@ class Run:
             if count > seen:
                 seen, moved_at = count, time.monotonic()
             if self._task.watch:
-                self._task.watch(Look(time.monotonic(), count, self._child, self._monitoring))
+                frames = max(0, count - self._extra())
+                self._task.watch(Look(time.monotonic(), frames, self._child, self._monitoring))
             if seen < expected:
                 time.sleep(POLL_SECONDS)
         return moved_at
