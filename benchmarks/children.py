@@ -124,6 +124,12 @@ def machine() -> dict[str, object]:
     }
 
 
+def idle_core_seconds() -> float:
+    """Return for how long all cores together have had nothing to do since the machine started."""
+    ticks = Path("/proc/stat").read_text().split(maxsplit=6)[1:6]
+    return (int(ticks[3]) + int(ticks[4])) / os.sysconf("SC_CLK_TCK")  # idle, and idle while a disk is waited for
+
+
 def load_average() -> float:
     """Return the load average of the last minute: how busy others keep the machine."""
     return os.getloadavg()[0]

@@ -107,6 +107,8 @@ class Result:
     """Empty when every record was read back and is there once and in order, and the books of the service agree."""
     bytes_a_frame: float = 0.0
     legs: dict[str, dict[str, float]] = field(default_factory=dict)
+    steady: dict[str, Any] = field(default_factory=dict)
+    """Of a run that was watched for it: what it cost once it was under way, see `benchmarks/steady.py`."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Task:
     frames: int
     rate: float | None = None
     tick: float = 0.001
+    arrivals: str = "even"
+    """How a paced load is spaced: `even` or `recorded`."""
     stretch: int | None = None
     """How many frames the generator encodes ahead; None: all."""
     trace_every: int = 0
@@ -167,7 +171,7 @@ class Run:
 
     def _start_generator(self) -> Child:
         task = self._task
-        pace = ["--rate", str(task.rate), "--tick", str(task.tick)] if task.rate else []
+        pace = ["--rate", str(task.rate), "--tick", str(task.tick), "--arrivals", task.arrivals] if task.rate else []
         window = [] if task.rate else ["--window", str(task.pipeline.window)]
         files = ["--progress", str(self._folder / "progress"), "--blocks", str(self._folder / "blocks")]
         arguments = ["-m", "benchmarks.load", "--load", self._load, "--count", str(task.frames)]
