@@ -1,10 +1,10 @@
 """When frames arrive: evenly, or spaced as they were recorded.
 
-The exchange sends in groups: of frames recorded in August 2024 (BTCUSDT and ETHUSDT, 231 a second) half came within
-0.1 ms of the one before. `arrivals.json` keeps what is needed of that: quantiles of the sizes of groups (frames
-less than 0.5 ms behind one another), of the gaps within a group and of those between groups.
-`python -m benchmarks.arrivals ../shared/binance/frames/spot_btc_eth_20240808_interleaved_12k.recv_ts` makes it
-anew from times of reception in ns, one a line, and says how the two compare.
+The exchange sends in groups: of frames recorded in August 2024 (BTCUSDT and ETHUSDT, 231 a second) half came
+within 0.1 ms of the one before. `arrivals.json` keeps what is needed of that: quantiles of the sizes of groups
+(frames less than 0.5 ms behind one another), of the gaps within a group and of those between groups. `python -m
+benchmarks.arrivals ../shared/binance/frames/spot_btc_eth_20240808_interleaved_12k.recv_ts` makes it anew from
+times of reception in ns, one a line, and says how the two compare.
 
 Another rate is had by stretching the gaps between groups alone: what belongs together stays together. Sizes and
 gaps are drawn independently, so a busy second is not followed by another one as in a true market.
@@ -115,7 +115,9 @@ def described(times_ns: Sequence[int]) -> str:
     """Say what the spacing is like."""
     gaps = _gaps_ms(times_ns)
     sizes, ordered = _sizes(gaps), sorted(gaps)
-    shares = ", ".join(f"{ordered[int(share * len(ordered))]:.3f} at {share:.0%}" for share in (0.25, 0.5, 0.75, 0.9))
+    shares = ", ".join(
+        f"{ordered[int(share * len(ordered))]:.3f} at {share:.0%}" for share in (0.25, 0.5, 0.75, 0.9)
+    )
     return f"{statistics.mean(sizes):.2f} frames a group, {max(sizes)} at most; gaps in ms: {shares}"
 
 

@@ -1,11 +1,11 @@
 """`python -m benchmarks.bench`: how fast and how cheap, from the socket to Kafka's acknowledgement.
 
-In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and with
-high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls on all.
-Then latencies leg by leg, and what the service costs at the live exchange's usual pace, spaced as frames of the
-exchange were and evenly. Before all that, without a broker: what following the streams' ids costs a message. Every
-record of every run is read back and compared with what was sent. Writes results.json and plot.svg; exit code 1 when
-a run was faulty.
+In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and
+with high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls
+on all. Then latencies leg by leg, and what the service costs at the live exchange's usual pace, spaced as frames
+of the exchange were and evenly. Before all that, without a broker: what following the streams' ids costs a
+message. Every record of every run is read back and compared with what was sent. Writes results.json and
+plot.svg; exit code 1 when a run was faulty.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _CPUCLOCK_SCHED = 2
-"""The clock of a process's CPU time, as clock_getcpuclockid(3) builds its number; Python has that for threads only."""
+"""The clock of a process's CPU time, numbered as clock_getcpuclockid(3) does; Python has that for threads only."""
 OURS = (
     "BINANCE_",
     "KAFKA_",

@@ -1,5 +1,6 @@
-"""Reads the records of a long run while it runs: compares them as `RunTopics.verdict` does, and has the broker
-delete what was compared, so that a run may be longer than the broker's memory or disk would last.
+"""Reads the records of a long run while it runs, and has the broker delete what was compared.
+
+Compares as `RunTopics.verdict` does; so a run may be longer than the broker's memory or disk would last.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DELETE_SECONDS = 2.0
 """Between two deletions; so much is kept at least."""
 _PAUSE_SECONDS = 0.2
-"""Between two polls, which so bring many records each: the follower is not to take the cores from what is measured."""
+"""Between two polls, so that each brings many records and little CPU is taken from what is measured."""
 _MOST_RECORDS = 20_000
 _ENOUGH = {"fetch_min_bytes": 1 << 18, "fetch_max_wait_ms": 500, "max_partition_fetch_bytes": 8 << 20}
 

@@ -226,7 +226,9 @@ def _row(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
     """Return a table."""
-    lines = [f"{'Following ids, us of CPU a message':40}{'ids':>8}{'stage':>8}{'both':>8}{'pairs from':>12}{'to':>7}"]
+    lines = [
+        f"{'Following ids, us of CPU a message':40}{'ids':>8}{'stage':>8}{'both':>8}{'pairs from':>12}{'to':>7}"
+    ]
     lines += [
         f"{title(row):40}{row['ids']:8.2f}{row['stage']:8.2f}{row['cost']:8.2f}{row['least']:12.2f}{row['most']:7.2f}"
         for row in rows
@@ -253,4 +255,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

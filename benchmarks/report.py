@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 USUAL_RATE = 500
 """Messages a second of five symbols at the live exchange's usual pace."""
 
+OTHERS = "all others"
 SPACINGS = {"recorded": "as recorded", "even": "evenly spaced, the worst case"}
 
 NAMES = {
@@ -155,7 +156,7 @@ def busiest(steady: dict[str, Any]) -> dict[str, float]:
     """Return the threads that take a hundredth of the whole or more, and the others together."""
     least = steady["percent"] / 100
     shown = {name: share for name, share in steady["threads"].items() if share >= least}
-    return shown | {"all others": max(0.0, steady["percent"] - sum(shown.values()))}
+    return shown | {OTHERS: max(0.0, steady["percent"] - sum(shown.values()))}
 
 
 def _targets_text(found: dict[str, Any]) -> str:

@@ -151,18 +151,18 @@ class Run:
         self._load = task.pipeline.load(task.load)
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        self._topics = RunTopics(bootstrap_servers, peer=task.pipeline.is_peer)
-        self._stack.callback(self._topics.close)
+        self.topics = RunTopics(bootstrap_servers, peer=task.pipeline.is_peer)
+        self._stack.callback(self.topics.close)
         self._progress = Progress.create(self._folder / "progress")
         self._generator = self._start_generator()
         self._stack.callback(self._generator.stop)
         self._monitoring = free_port()
         self._child = self._start_pipeline(bootstrap_servers, rest_url)
         self._stack.callback(self._child.stop)
-        self._follower = Follower(self._topics) if task.follow else None
-        if self._follower:
-            self._stack.callback(self._follower.close)
-            self._follower.start()
+        self.follower = Follower(self.topics) if task.follow else None
+        if self.follower:
+            self._stack.callback(self.follower.close)
+            self.follower.start()
 
     @property
     def generator_pid(self) -> int:
@@ -171,7 +171,9 @@ class Run:
 
     def _start_generator(self) -> Child:
         task = self._task
-        pace = ["--rate", str(task.rate), "--tick", str(task.tick), "--arrivals", task.arrivals] if task.rate else []
+        pace = (
+            ["--rate", str(task.rate), "--tick", str(task.tick), "--arrivals", task.arrivals] if task.rate else []
+        )
         window = [] if task.rate else ["--window", str(task.pipeline.window)]
         files = ["--progress", str(self._folder / "progress"), "--blocks", str(self._folder / "blocks")]
         arguments = ["-m", "benchmarks.load", "--load", self._load, "--count", str(task.frames)]
@@ -182,7 +184,7 @@ class Run:
     def _start_pipeline(self, bootstrap_servers: str, rest_url: str) -> Child:
         task = self._task
         pipeline = task.pipeline
-        variables = self._topics.variables() | {
+        variables = self.topics.variables() | {
             "BINANCE_WS_BASE_URL": f"ws://127.0.0.1:{self._generator.line()['port']}/ws",
             "BINANCE_REST_BASE_URL": rest_url if pipeline.is_peer else f"{rest_url}{LIVE}",
             "BINANCE_STREAMS": loads.streams(self._load),
@@ -191,7 +193,7 @@ class Run:
             # The last, incomplete batch of a run is not to wait the usual 5 s: the clock runs until it is there.
             "CONNECTION_BATCH_TIMEOUT_SECONDS": "0.2",
             "SPOOL_PATH": str(self._folder / "spool"),
-            "PEER_TOPIC_PREFIX": self._topics.tag,
+            "PEER_TOPIC_PREFIX": self.topics.tag,
             "PEER_CHANNELS": ",".join(loads.LOADS[self._load]),
             "TRACE_FILE": str(self._folder / "trace"),
             "TRACE_EVERY": str(task.trace_every),
@@ -216,7 +218,7 @@ class Run:
         started_at = float(self._generator.line()["at"])
         done_at = self._await_records()
         cpu = self._child.cpu_seconds() - cpu_before if self._child.running else 0.0
-        count = self._topics.count() - self._extra()
+        count = self.topics.count() - self._extra()
         result = Result(
             pipeline=task.pipeline.name,
             load=task.load,
@@ -241,9 +243,9 @@ class Run:
         return result
 
     def _verdict(self, sent: dict[loads.Line, int]) -> str:
-        if self._follower:
-            return self._follower.verdict(sent, self._topics.count())
-        return self._topics.verdict(sent)
+        if self.follower:
+            return self.follower.verdict(sent, self.topics.count())
+        return self.topics.verdict(sent)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the generator's blocks: frames sent so far, and when (monotonic, ns)."""
@@ -283,7 +285,7 @@ class Run:
         """Wait until all are in the topics or nothing comes any more; return when that was."""
         expected, seen, moved_at = self._task.frames + self._extra(), -1, time.monotonic()
         while seen < expected and time.monotonic() - moved_at < STALLED_SECONDS:
-            count = self._topics.count()
+            count = self.topics.count()
             self._progress.count = count
             if count > seen:
                 seen, moved_at = count, time.monotonic()

@@ -1,15 +1,15 @@
 """`python -m benchmarks.shards`: one process, then several shards of the streams, against one broker.
 
-Each process has a load generator of its own that sends what it subscribed to, in a closed loop. Tells throughput and
-CPU of each process, the ratio to one process alone, and reads every record back: all shards' streams together are all
-of them, none is on two, and each record is there once and in order. In a closed loop broker, load and processes use
-up all cores, so the rate of a process falls; what it costs in CPU must not.
+Each process has a load generator of its own that sends what it subscribed to, in a closed loop. Tells throughput
+and CPU of each process, the ratio to one process alone, and reads every record back: all shards' streams
+together are all of them, none is on two, and each record is there once and in order. In a closed loop broker,
+load and processes use up all cores, so the rate of a process falls; what it costs in CPU must not.
 
-What an added process brings *until* the cores are used is shown by `--paced RATE`: each process is offered that rate
-and no more, alone and with others, and it is told how much of the cores was idle meanwhile. An added process has to
-bring 85 % of what the first does alone, as long as a tenth of a core is left. With several rates, `--paced
-10000,20000,30000`, it goes on to the next as long as all fit. Exit code 1 when a process falls short, or a record is
-missing.
+What an added process brings *until* the cores are used is shown by `--paced RATE`: each process is offered that
+rate and no more, alone and with others, and it is told how much of the cores was idle meanwhile. An added
+process has to bring 85 % of what the first does alone, as long as a tenth of a core is left. With several rates,
+`--paced 10000,20000,30000`, it goes on to the next as long as all fit. Exit code 1 when a process falls short,
+or a record is missing.
 """
 
 from __future__ import annotations
@@ -236,8 +236,9 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         offered = f"{self.offered:,.0f} msg/s offered to each" if self.offered else "as many as they take"
         return (
-            f"{self.word}: {self.processes} processes, {offered}: each brings at least {self.ratio:.1%} of the first "
-            f"alone (at least {LEAST_RATIO:.0%}), CPU a message x {self.cpu_ratio:.2f}, {self.idle:.2f} cores idle"
+            f"{self.word}: {self.processes} processes, {offered}: each brings at least {self.ratio:.1%} of the "
+            f"first alone (at least {LEAST_RATIO:.0%}), CPU a message x {self.cpu_ratio:.2f}, "
+            f"{self.idle:.2f} cores idle"
         )
 
 
@@ -250,7 +251,9 @@ def verdict(first: Outcome, added: Outcome) -> Verdict:
     return Verdict(len(added.shares), added.offered, ratio, cpu_ratio, added.idle, word)
 
 
-def closed_loop(arguments: argparse.Namespace, bootstrap_servers: str, rest_url: str) -> tuple[dict[str, Any], int]:
+def closed_loop(
+    arguments: argparse.Namespace, bootstrap_servers: str, rest_url: str
+) -> tuple[dict[str, Any], int]:
     """Run one to `--processes` as fast as they go."""
     outcomes = []
     for count in range(1, arguments.processes + 1):
@@ -286,7 +289,9 @@ def paced(arguments: argparse.Namespace, bootstrap_servers: str, rest_url: str) 
 
 def _told_verified(outcomes: Sequence[Outcome]) -> None:
     records = sum(share.delivered for outcome in outcomes for share in outcome.shares)
-    print(f"{records:,} records read back: none missing, none twice, in order; every stream on one shard", flush=True)
+    print(
+        f"{records:,} records read back: none missing, none twice, in order; every stream on one shard", flush=True
+    )
 
 
 def main() -> int:

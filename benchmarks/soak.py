@@ -2,10 +2,10 @@
 
 Each second: resident memory, CPU, records in flight (from /status), and how old the newest record in the topics
 is, seen from outside: at each look (20 a second), how long ago the generator handed over the frame whose number
-is the count of records. Memory is flat when its line through the second half climbs by at most 5 MB, or 5 %, in 30
-minutes; a soak of less than ten is too short to tell. The embedded broker keeps everything in memory, so each record
-is compared while the soak runs and then deleted there; so the length is not bounded by it. A line each minute, plots
-and JSON. Exit code 1 when memory climbs or a record is missing, doubled or out of order.
+is the count of records. Memory is flat when its line through the second half climbs by at most 5 MB, or 5 %, in
+30 minutes; a soak of less than ten is too short to tell. The embedded broker keeps everything in memory, so each
+record is compared while the soak runs and then deleted there; so the length is not bounded by it. A line each
+minute, plots and JSON. Exit code 1 when memory climbs or a record is missing, doubled or out of order.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ class Watch:
             return
         self._told_at += TOLD_SECONDS
         print(
-            f"{sample.second:6.0f} s {sample.records:11,} records {sample.memory_mb:6.1f} MB {sample.cpu_percent:4.0f} % "
-            f"of a core; broker {sample.broker_mb:.0f} MB, harness {sample.harness_mb:.0f} MB, "
+            f"{sample.second:6.0f} s {sample.records:11,} records {sample.memory_mb:6.1f} MB "
+            f"{sample.cpu_percent:4.0f} % of a core; "
+            f"broker {sample.broker_mb:.0f} MB, harness {sample.harness_mb:.0f} MB, "
             f"load average {sample.load_average:.1f}",
             flush=True,
         )
@@ -210,8 +211,8 @@ def soak(arguments: argparse.Namespace) -> Soaked:
         arguments.load,
         int(arguments.rate * arguments.seconds),
         arguments.rate,
-        TICK,
-        STRETCH,
+        tick=TICK,
+        stretch=STRETCH,
         # The books are to be written once, as they are at the start: what is counted is what was sent.
         settings={"BACKFILL_SNAPSHOT_INTERVAL_SECONDS": str(int(2 * arguments.seconds + HALF_AN_HOUR))},
         watch=watch.watch,

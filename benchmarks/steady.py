@@ -1,7 +1,7 @@
 """What a paced run costs once it is under way: from a second after its first records to the end of the load.
 
-What happens once at a start (books, first checkpoint, routes that are met) is left out; what recurs is in. CPU times
-are those of the scheduler, in ns. Threads are named by py-spy where that may look into the process.
+What happens once at a start (books, first checkpoint, routes that are met) is left out; what recurs is in. CPU
+times are those of the scheduler, in ns. Threads are named by py-spy where that may look into the process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.runs import Look
 
 SETTLED_SECONDS = 1.0
+UNNAMED = "no Python thread"
 _SPY_SECONDS = 20.0
 
 
@@ -25,7 +27,7 @@ class Moment(NamedTuple):
     """Where a run stood when records had just come."""
 
     at: float
-    count: int
+    frames: int
     cpu: float
     threads: dict[int, float]
 
@@ -35,32 +37,36 @@ class Steady:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._first: tuple[float, int] | None = None
+        self._seen = 0
+        self._first_at: float | None = None
         self._begin: Moment | None = None
         self._last: Moment | None = None
         self._names: dict[int, str] = {}
 
     def watch(self, look: Look) -> None:
         """Look at the run; only looks that show new records count."""
-        if not look.count:
+        if look.count <= self._seen:
             return
-        if self._first is None:
-            self._first = look.at, look.count
+        self._seen = look.count
+        if self._first_at is None:
+            self._first_at = look.at
         elif self._begin is None:
-            if look.at >= self._first[0] + SETTLED_SECONDS and look.count > self._first[1]:
+            if look.at >= self._first_at + SETTLED_SECONDS:
                 self._names = thread_names(look.child)
                 self._begin = self._last = _moment(look)
-        elif self._last and look.count > self._last.count and look.at <= self._first[0] + self._seconds:
+        elif look.at <= self._first_at + self._seconds:
             self._last = _moment(look)
 
     def found(self) -> dict[str, Any]:
         """Return µs of CPU a message, % of a core, and % of a core by thread; empty when the run was too short."""
         begin, last = self._begin, self._last
-        if begin is None or last is None or last.count == begin.count:
+        if begin is None or last is None or last.frames == begin.frames:
             return {}
-        seconds, messages = last.at - begin.at, last.count - begin.count
+        seconds, messages = last.at - begin.at, last.frames - begin.frames
         spent = {tid: cpu - begin.threads.get(tid, 0.0) for tid, cpu in last.threads.items()}
-        threads = {self._names.get(tid, f"thread {tid}"): 100 * cpu / seconds for tid, cpu in spent.items()}
+        threads: dict[str, float] = defaultdict(float)
+        for tid, cpu in spent.items():
+            threads[self._names.get(tid) or UNNAMED] += 100 * cpu / seconds
         return {
             "seconds": round(seconds, 2),
             "messages": messages,

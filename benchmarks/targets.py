@@ -34,9 +34,7 @@ TARGETS = (
     Target("resident memory, idle", "<=", 100, "MB", ("throughput", "seeds trades", "idle_mb")),
     Target("resident memory, full load", "<=", 200, "MB", ("throughput", "fast realistic", "peak_mb")),
     Target("500 msg/s, five symbols, as recorded", "<=", 3, "% of a core", ("usual_percent", "recorded")),
-    Target(
-        "500 msg/s, evenly spaced, the worst case", "<=", 3, "% of a core", ("usual_percent", "even")
-    ),
+    Target("500 msg/s, evenly spaced, the worst case", "<=", 3, "% of a core", ("usual_percent", "even")),
     Target("following ids, a message, at full rate", "<=", 1, "us", ("following_us", "chunks")),
     Target("following ids, a message, frame by frame", "<=", 1, "us", ("following_us", "single")),
 )
