@@ -16,6 +16,7 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,6 @@ with warnings.catch_warnings():
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from sandbox.brokers import Broker
 
@@ -400,7 +400,7 @@ def test_a_steady_state_begins_after_the_first_second_and_ends_with_the_load(
     look((3.0, 900), (3.5, 900), (4.1, 1500))
     found = watched.found()
     assert (found["messages"], found["seconds"], found["rate"]) == (400, 0.8, pytest.approx(500.0))
-    assert 0.1e6 / 400 <= found["cpu_us"]
+    assert found["cpu_us"] >= 0.1e6 / 400
     assert found["percent"] == pytest.approx(found["cpu_us"] * 500 / 1e4)
     assert sum(found["threads"].values()) == pytest.approx(found["percent"], rel=0.3)
 
@@ -421,11 +421,11 @@ def test_the_cpu_time_of_a_child_holds_its_threads_those_that_ended_too(python: 
     assert threads[child.pid] < seconds - 0.1
 
 
-def test_idle_time_of_the_cores_grows() -> None:
-    before = idle_core_seconds()
-    assert before > 0
-    time.sleep(0.1)
-    assert 0 <= idle_core_seconds() - before <= 0.3 * (os.cpu_count() or 1)
+def test_idle_time_of_the_cores_is_what_the_kernel_says() -> None:
+    up, idle = (float(text) for text in Path("/proc/uptime").read_text().split())
+    measured = idle_core_seconds()
+    assert idle - 1.0 <= measured  # which holds the time in which a disk was waited for, too
+    assert measured <= (up + 1.0) * (os.cpu_count() or 1)
 
 
 def share(rate: float, cpu_us: float = 5.0) -> shards.Share:
@@ -507,6 +507,20 @@ def test_a_run_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(br
     assert watched.found()["rate"] == pytest.approx(500, rel=0.25)
 
 
+def test_a_short_soak_of_the_real_service_is_sampled_timed_and_compared() -> None:
+    arguments = argparse.Namespace(broker="embedded", pipeline="fast", load="realistic", rate=500.0, seconds=4.0)
+    soaked = soak.soak(arguments)
+    found = soak.kept(arguments, soaked)["summary"]
+    assert (found["fault"], found["records"], found["verdict"]) == ("", 2000, "too short to tell")
+    assert 0 < found["age_ms"]["p50"] < 10_000
+    last = soaked.samples[-1]
+    assert min(last.memory_mb, last.broker_mb, last.harness_mb) > 5
+    assert found["memory_peak_mb"] >= max(each.memory_mb for each in soaked.samples) - 1
+    text = markdown.soak_section(soak.kept(arguments, soaked))
+    assert "**too short to tell**" in text
+    assert "every one read back" in text
+
+
 def test_what_a_follower_finds_missing_is_the_verdict(broker: Broker) -> None:
     made = topics.RunTopics(broker.bootstrap_servers, peer=False)
     value = (
@@ -561,6 +575,8 @@ def test_a_decoder_that_wants_no_ids_gives_the_same_values_without_them() -> Non
     without = {key: msgspec.structs.replace(route, ids=None) for key, route in made.items()}
     with following.ids_not_parsed():
         plain = EventDecoder(Topics("t", "d", "r"), without).decode(frames, 1).events
+        with pytest.raises(AttributeError):  # the parser has no field of an id
+            EventDecoder(Topics("t", "d", "r"), made).decode(frames, 1)
     assert [event.value for event in plain] == [event.value for event in whole]
     assert {event.first_id for event in plain} == {NO_ID}
     assert {event.first_id for event in whole} > {NO_ID, 1}
