@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import peer_venv, report
 from benchmarks.children import ROOT, Child, load_average, machine
 from benchmarks.load import Frames, alone
 from benchmarks.rest import RestServer
@@ -154,6 +154,8 @@ def following(pairs: int) -> list[dict[str, Any]]:
 def measure(session: Session, pipelines: list[str], loads: list[str]) -> None:
     """Do everything in the session's effort."""
     effort = EFFORTS[session.effort]
+    if "peer" in pipelines:
+        peer_venv.python()  # made at the first use, which takes longer than a generator waits for its client
     if "seeds" in pipelines:
         session.following = following(effort.following_pairs)
     for load in loads:
