@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MEASURED = ROOT / "build" / "bench"
 KEPT = ROOT / "benchmarks" / "results"
 COMMANDS = {"embedded": "make bench", "kafka4": "make bench-kafka"}
-QUICK = " --quick: for a look, not for figures"
+QUICK = " in short (`--quick`: for a look, not for figures)"
 _SAMPLE_EACH = 10
 """Of the seconds of a soak so many are kept."""
 BROKER_NAMES = {"embedded": "the embedded broker", "kafka4": "Apache Kafka 4.4", "kafka3": "Apache Kafka 3.9"}
@@ -72,10 +72,11 @@ def _about(broker: str, found: dict[str, Any]) -> str:
     averages = sorted(result["load_average"] for result in runs)
     alone = ", ".join(f"{rate / 1e6:.1f} million/s ({load})" for load, rate in found["generator_alone"].items())
     name = BROKER_NAMES[broker]
-    command = COMMANDS[broker] + (QUICK if found["effort"] == "quick" else "")
+    shortened = QUICK if found["effort"] == "quick" else ""
     return (
         f"### {name[0].upper() + name[1:]}\n\n"
-        f"`{command}`, {found['started']}, {found['seconds']:.0f} s, {len(found['rounds'])} rounds. "
+        f"`{COMMANDS[broker]}`{shortened}, {found['started']}, {found['seconds']:.0f} s, "
+        f"{len(found['rounds'])} rounds. "
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Python {machine['python']}. "
         f"Load average {averages[0]:.1f} to {averages[-1]:.1f}. The generator alone: {alone}. "
         f"{summary['records_verified']:,} records were read back: complete, none twice, in order per symbol. "
@@ -238,6 +239,7 @@ def soak_section(found: dict[str, Any]) -> str:
             f"{told['climb_mb_in_30_min']:+.2f} MB in 30 min ({limits}): **{told['verdict']}**",
         ],
         ["age of the newest record, p50, p99, p99.9", _ages(age) if age else "-"],
+        ["the generator fell behind by at most", f"{found['result']['generator'].get('behind_seconds', 0):.2f} s"],
         ["CPU", f"{told['cpu_us']} µs a message"],
         ["broker, harness at most", f"{told['broker_mb_at_most']} MB, {told['harness_mb_at_most']} MB"],
         ["records", told["fault"] or "every one read back: complete, none twice, in order"],

@@ -216,6 +216,7 @@ def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             f"{len(outcome.shares)} processes: {outcome.rate:,.0f} msg/s, x {times:.2f} of one; they used "
             f"{outcome.cores:.2f} of {os.cpu_count()} cores beside broker and load, {outcome.idle:.2f} were idle; "
             f"CPU a message x {cost:.2f}"
+            + (f"; the generators were up to {outcome.behind_seconds:.2f} s behind" if outcome.offered else "")
         )
     rows = [outcome._asdict() | {"shares": [s._asdict() for s in outcome.shares]} for outcome in outcomes]
     return {"outcomes": rows, "verdicts": [verdict(outcomes[0], added)._asdict() for added in outcomes[1:]]}
