@@ -238,6 +238,7 @@ def soak_section(found: dict[str, Any]) -> str:
             "its line through the second half",
             f"{told['climb_mb_in_30_min']:+.2f} MB in 30 min ({limits}): **{told['verdict']}**",
         ],
+        ["... of its rise: with a backlog, without", _rises(told)],
         ["age of the newest record, p50, p99, p99.9", _ages(age) if age else "-"],
         ["the generator fell behind by at most", f"{found['result']['generator'].get('behind_seconds', 0):.2f} s"],
         ["CPU", f"{told['cpu_us']} µs a message"],
@@ -254,6 +255,10 @@ def soak_section(found: dict[str, Any]) -> str:
 
 def _memory(told: dict[str, Any]) -> str:
     return " / ".join(f"{told[f'memory_{name}_mb']}" for name in ("first", "middle", "last", "peak")) + " MB"
+
+
+def _rises(told: dict[str, Any]) -> str:
+    return f"{told['rise_with_backlog_mb']:+.2f} MB, {told['rise_without_mb']:+.2f} MB"
 
 
 def _ages(age: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.request
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,7 @@ FLAT_MB = 5.0
 """Most that memory may climb in 30 minutes: the larger of the two, the share being one of what it is."""
 HALF_AN_HOUR = 1800.0
 LEAST_SECONDS = 600.0
+_BACKLOG_SECONDS = 0.5
 TOLD_SECONDS = 60.0
 STRETCH = 2_000
 """Frames encoded ahead: more would be a pause in the sending."""
@@ -141,6 +143,23 @@ def climb(samples: Sequence[Sample]) -> float:
         return 0.0
     seconds = [sample.second for sample in half]
     return HALF_AN_HOUR * statistics.linear_regression(seconds, [sample.memory_mb for sample in half]).slope
+
+
+def rises(samples: Sequence[Sample], rate: float) -> tuple[float, float]:
+    """Return by how many MB memory rose in the second half: in seconds with a backlog, and in all others.
+
+    Where more than half a second's records wait, the service was short of CPU or Kafka slow, and memory follows what
+    waits; it is not given back all. What rises without a backlog would go on for ever.
+    """
+    half = samples[len(samples) // 2 :]
+    backlog = others = 0.0
+    for before, now in pairwise(half):
+        rise = now.memory_mb - before.memory_mb
+        if max(each.in_flight + each.buffered for each in (before, now)) > rate * _BACKLOG_SECONDS:
+            backlog += rise
+        else:
+            others += rise
+    return backlog, others
 
 
 def bound(samples: Sequence[Sample]) -> float:
@@ -247,6 +266,8 @@ def summary(arguments: argparse.Namespace, soaked: Soaked) -> dict[str, Any]:
         "climb_mb_in_30_min": round(climb(samples), 2),
         "climb_at_most": round(bound(samples), 2),
         "verdict": verdict(samples),
+        "rise_with_backlog_mb": round(rises(samples, arguments.rate)[0], 2),
+        "rise_without_mb": round(rises(samples, arguments.rate)[1], 2),
         "age_ms": percentiles(soaked.ages) if soaked.ages else {},
         "cpu_us": round(soaked.result.cpu_us, 1),
         "broker_mb_at_most": round(max((sample.broker_mb for sample in samples), default=0.0)),

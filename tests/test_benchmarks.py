@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import Counter
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -354,6 +355,16 @@ def test_memory_that_climbs_is_told_from_memory_that_settles() -> None:
     assert soak.climb(climbs) == pytest.approx(6.0)
     assert soak.bound(climbs) == 5.0
     assert soak.bound([sample(0, 200.0)]) == 10.0
+
+
+def test_a_rise_with_a_backlog_is_told_from_one_without() -> None:
+    quiet = [sample(second, 60.0 + second / 100) for second in range(200)]
+    starved = [replace(sample(200.0 + second, 70.0 + second), in_flight=600) for second in range(10)]
+    after = [sample(210.0 + second, 79.0) for second in range(100)]
+    backlog, others = soak.rises([*quiet, *starved, *after], 1000.0)
+    assert backlog == pytest.approx(79 - quiet[-1].memory_mb)
+    assert others == pytest.approx(quiet[-1].memory_mb - quiet[155].memory_mb)
+    assert soak.rises([], 1000.0) == (0.0, 0.0)
 
 
 def test_a_short_soak_gives_no_verdict() -> None:
