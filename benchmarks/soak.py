@@ -148,8 +148,8 @@ def climb(samples: Sequence[Sample]) -> float:
 def rises(samples: Sequence[Sample], rate: float) -> tuple[float, float]:
     """Return by how many MB memory rose in the second half: in seconds with a backlog, and in all others.
 
-    Where more than half a second's records wait, the service was short of CPU or Kafka slow, and memory follows what
-    waits; it is not given back all. What rises without a backlog would go on for ever.
+    Where more than half a second's records wait, the service was short of CPU or Kafka slow, and memory follows
+    what waits; it is not given back all. What rises without a backlog would go on for ever.
     """
     half = samples[len(samples) // 2 :]
     backlog = others = 0.0
