@@ -7,9 +7,10 @@ SECONDS := 1800
 RATE := 20000
 BROKER := embedded  # or kafka4, kafka3
 SEED := 7
+PACE := 10000,25000,40000
 IMAGE := localhost/binance-ingestion:latest
 
-.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-spool bench-kafka bench-resume bench-shards bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
+.PHONY: help demo run test test-kafka check audit format bench bench-quick bench-spool bench-kafka bench-resume bench-shards bench-shards-paced bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,7 +52,7 @@ format: $(READY)  ## put the code into its form
 bench: $(READY)  ## throughput, CPU, latency and memory beside a naive reference and cryptofeed, on the embedded broker
 	$(BIN)/python -m benchmarks.bench
 
-bench-quick: $(READY)  ## the same in 90 s: for a look, not for figures
+bench-quick: $(READY)  ## the same in 100 s: for a look, not for figures
 	$(BIN)/python -m benchmarks.bench --quick
 
 bench-resume: $(READY)  ## how long a start takes that finds 500 symbols' places in a tail of 100,000 records
@@ -76,6 +77,9 @@ chaos: $(READY)  ## both at once
 
 bench-shards: $(READY)  ## one process, then two shards, on one broker: throughput of each, every record verified
 	$(BIN)/python -m benchmarks.shards
+
+bench-shards-paced: $(READY)  ## what an added process brings while cores are idle: make bench-shards-paced PACE=10000,25000
+	$(BIN)/python -m benchmarks.shards --paced $(PACE) --processes 3
 
 bench-page: $(READY)  ## put what was measured last into BENCHMARKS.md
 	$(BIN)/python -m benchmarks.markdown

@@ -1,9 +1,11 @@
 """`python -m benchmarks.bench`: how fast and how cheap, from the socket to Kafka's acknowledgement.
 
-In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and with
-high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls on all.
-Then latencies leg by leg, and what the service costs at the live exchange's usual pace. Every record of every run
-is read back and compared with what was sent. Writes results.json and plot.svg; exit code 1 when a run was faulty.
+In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and
+with high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls
+on all. Then latencies leg by leg, and what the service costs at the live exchange's usual pace, spaced as frames
+of the exchange were and evenly. Before all that, without a broker: what following the streams' ids costs a
+message. Every record of every run is read back and compared with what was sent. Writes results.json and
+plot.svg; exit code 1 when a run was faulty.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from benchmarks import report
-from benchmarks.children import ROOT, load_average, machine
+from benchmarks import peer_venv, report
+from benchmarks.children import ROOT, Child, load_average, machine
 from benchmarks.load import Frames, alone
 from benchmarks.rest import RestServer
 from benchmarks.runs import PIPELINES, Result, Task, run
+from benchmarks.steady import Steady
 from sandbox.brokers import BROKERS
 
 LOADS = ("trades", "realistic")
@@ -37,11 +41,13 @@ class Effort:
     """Of load in each closed-loop run, at the rate that is expected."""
     latency_seconds: float
     usual_seconds: float
+    """With each spacing."""
+    following_pairs: int
     budget_seconds: float = 180.0
     """After so long no further round is begun: on a busy machine there are fewer, and the figures say how many."""
 
 
-EFFORTS = {"full": Effort(3, 3.0, 6.0, 12.0), "quick": Effort(1, 1.5, 3.0, 4.0)}
+EFFORTS = {"full": Effort(3, 3.0, 6.0, 60.0, 21), "quick": Effort(1, 1.5, 3.0, 10.0, 7)}
 
 
 @dataclass
@@ -54,12 +60,14 @@ class Session:
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
     load_average_before: float = field(default_factory=load_average)
     generator_alone: dict[str, int] = field(default_factory=dict)
+    following: list[dict[str, Any]] = field(default_factory=list)
     rounds: list[dict[str, Result]] = field(default_factory=list)
     """By `pipeline load`."""
     latency: dict[str, Result] = field(default_factory=dict)
     repeated: list[Result] = field(default_factory=list)
     """Paced runs that were not sustained, and therefore made a second time."""
-    usual: Result | None = None
+    usual: dict[str, Result] = field(default_factory=dict)
+    """By spacing of the frames."""
     seconds: float = 0.0
 
 
@@ -109,9 +117,21 @@ class Bench:
     def usual(self) -> None:
         """Run five symbols at the live exchange's usual pace, with the default time of flushing."""
         settings = {"CONNECTION_BATCH_TIMEOUT_SECONDS": "5"}
-        frames = int(report.USUAL_RATE * self._effort.usual_seconds)
-        task = Task(PIPELINES["seeds"], "realistic", frames, report.USUAL_RATE, settings=settings)
-        self._session.usual = self._run(task)
+        seconds = self._effort.usual_seconds
+        for spacing in ("recorded", "even"):
+            steady = Steady(seconds)
+            task = Task(
+                PIPELINES["seeds"],
+                "realistic",
+                int(report.USUAL_RATE * seconds),
+                report.USUAL_RATE,
+                arrivals=spacing,
+                settings=settings,
+                watch=steady.watch,
+            )
+            result = self._run(task)
+            result.steady = steady.found()
+            self._session.usual[spacing] = result
 
     def _run(self, task: Task) -> Result:
         result = run(task, self._bootstrap_servers, self._rest_url)
@@ -119,9 +139,25 @@ class Bench:
         return result
 
 
+def following(pairs: int) -> list[dict[str, Any]]:
+    """Return what following ids costs, measured in a process of its own."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "benchmarks.following", "--json"]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        child = Child("following", [*command, "--pairs", str(pairs)], Path(folder), {}, piped=True)
+        try:
+            rows: list[dict[str, Any]] = child.line()["following"]
+        finally:
+            child.stop()
+    return rows
+
+
 def measure(session: Session, pipelines: list[str], loads: list[str]) -> None:
     """Do everything in the session's effort."""
     effort = EFFORTS[session.effort]
+    if "peer" in pipelines:
+        peer_venv.python()  # made at the first use, which takes longer than a generator waits for its client
+    if "seeds" in pipelines:
+        session.following = following(effort.following_pairs)
     for load in loads:
         session.generator_alone[load] = round(alone(Frames(load, 200_000)))
     with (
@@ -153,7 +189,7 @@ def main() -> int:
     started_at = time.monotonic()
     measure(session, arguments.pipelines.split(","), arguments.loads.split(","))
     session.seconds = round(time.monotonic() - started_at, 1)
-    summary = report.summary(session.rounds, session.latency, session.usual)
+    summary = report.summary(session.rounds, session.latency, session.usual, session.following)
     print("\n" + report.text(session.broker, summary))
     into = arguments.into or ROOT / "build" / "bench" / arguments.broker
     into.mkdir(parents=True, exist_ok=True)

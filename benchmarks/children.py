@@ -7,11 +7,14 @@ import os
 import platform
 import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_CPUCLOCK_SCHED = 2
+"""The clock of a process's CPU time, numbered as clock_getcpuclockid(3) does; Python has that for threads only."""
 OURS = (
     "BINANCE_",
     "KAFKA_",
@@ -68,14 +71,20 @@ class Child:
         return self._process.poll() is None
 
     def cpu_seconds(self) -> float:
-        """Return user and system time so far, of all its threads."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+        """Return user and system time so far, of all its threads, those that have ended included."""
+        return time.clock_gettime(~self.pid << 3 | _CPUCLOCK_SCHED)  # in ns; /proc/PID/stat counts in 10 ms
+
+    def threads(self) -> dict[int, float]:
+        """Return the CPU seconds so far of each thread that runs, by its native id."""
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
+        return found
 
     def memory_mb(self, *, peak: bool = False) -> float:
         """Return resident memory now, or the most so far."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0]) / 1024
+        return memory_mb(self.pid, peak=peak)
 
     def stop(self) -> int:
         """End it by SIGTERM, by force after 40 s; return its exit code."""
@@ -96,6 +105,12 @@ class Child:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
 
+def memory_mb(pid: int, *, peak: bool = False) -> float:
+    """Return the resident memory of a process now, or the most so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0]) / 1024
+
+
 def machine() -> dict[str, object]:
     """Say what the figures depend on."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
@@ -107,6 +122,12 @@ def machine() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def idle_core_seconds() -> float:
+    """Return for how long all cores together have had nothing to do since the machine started."""
+    ticks = Path("/proc/stat").read_text().split(maxsplit=6)[1:6]
+    return (int(ticks[3]) + int(ticks[4])) / os.sysconf("SC_CLK_TCK")  # idle, and idle while a disk is waited for
 
 
 def load_average() -> float:

@@ -2,7 +2,8 @@
 
 `python -m benchmarks.load --load trades --count 500000 --window 40000 --progress FILE` says where it listens in a
 line of JSON, serves one client (a SUBSCRIBE is answered) and sends when it is told `go` on standard input. Either
-paced (`--rate`): each `--tick` the frames that are due; or closed-loop (`--window`): never more than that many
+paced (`--rate`): each `--tick` the frames that are due, or with `--arrivals recorded` each group of frames when it
+is due, spaced as frames of the exchange were; or closed-loop (`--window`): never more than that many
 frames ahead of the count that FILE holds, so that the receiver's own speed sets the pace and no queue grows.
 
 Its last line of JSON says how it went: how far it fell behind the pace at worst and how much of the time it had
@@ -23,18 +24,21 @@ import struct
 import sys
 import threading
 import time
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from benchmarks.arrivals import SPACINGS, recorded
 from benchmarks.loads import LOADS, Encoder
 from sandbox.exchange.frames import close_frame, text_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection, Iterator
 
 BLOCK_FRAMES = 2000
 """At most so many frames are handed to the kernel at once."""
 POLL_SECONDS = 0.001
+SPIN_SECONDS = 0.0002
 HEADER_BYTES = 4
 """Of a WebSocket frame of 126 to 65,535 bytes, as nearly all are."""
 CLIENT_SECONDS = 20.0
@@ -107,6 +111,85 @@ class Frames:
         return piece, stop
 
 
+class Pace(Protocol):
+    """Says how many frames may have been sent by now."""
+
+    def allowed(self) -> int: ...  # noqa: D102
+    def behind(self, sent: int) -> float: ...  # noqa: D102
+    def wait(self) -> None: ...  # noqa: D102
+
+
+class Even:
+    """So many a second, evenly."""
+
+    def __init__(self, rate: float, tick: float) -> None:
+        self._rate = rate
+        self._tick = tick
+        self._started_at = time.monotonic()
+
+    def allowed(self) -> int:
+        """Return how many are due."""
+        return int((time.monotonic() - self._started_at) * self._rate)
+
+    def behind(self, sent: int) -> float:
+        """Return for how long the last of these has been due, in s."""
+        return time.monotonic() - self._started_at - sent / self._rate
+
+    def wait(self) -> None:
+        """Wait a tick."""
+        time.sleep(self._tick)
+
+
+class Schedule:
+    """Each frame at its own time; short gaps are spent spinning, since a sleep takes 0.1 ms longer than asked."""
+
+    def __init__(self, due: Iterator[float]) -> None:
+        self._due = due
+        self._count = 0
+        self._last = 0.0
+        self._next = next(due, inf)
+        self._started_at = time.monotonic()
+
+    def allowed(self) -> int:
+        """Return how many are due."""
+        now = time.monotonic() - self._started_at
+        while self._next <= now:
+            self._count, self._last, self._next = self._count + 1, self._next, next(self._due, inf)
+        return self._count
+
+    def behind(self, sent: int) -> float:  # noqa: ARG002 - the last that was allowed is the last that was sent
+        """Return for how long the last that was allowed has been due, in s."""
+        return time.monotonic() - self._started_at - self._last
+
+    def wait(self) -> None:
+        """Wait for the next one."""
+        left = self._started_at + self._next - time.monotonic()
+        if left > SPIN_SECONDS:
+            time.sleep(left - SPIN_SECONDS)
+        while time.monotonic() - self._started_at < self._next:
+            pass
+
+
+class Window:
+    """So many ahead of what has arrived."""
+
+    def __init__(self, progress: Progress, window: int) -> None:
+        self._progress = progress
+        self._window = window
+
+    def allowed(self) -> int:
+        """Return how many the window lets through."""
+        return self._progress.count + self._window
+
+    def behind(self, sent: int) -> float:  # noqa: ARG002
+        """Return 0: there is no pace to keep."""
+        return 0.0
+
+    def wait(self) -> None:
+        """Wait a moment."""
+        time.sleep(POLL_SECONDS)
+
+
 class Sender:
     """Sends all frames over a socket as a schedule allows; keeps the time of each block."""
 
@@ -118,25 +201,28 @@ class Sender:
 
     def paced(self, rate: float, tick: float) -> Sent:
         """Send `rate` frames a second; each tick what is due."""
-        started_at = time.monotonic()
-        return self._send(lambda: int((time.monotonic() - started_at) * rate), tick, rate, started_at)
+        return self._send(Even(rate, tick))
+
+    def scheduled(self, due: Iterator[float]) -> Sent:
+        """Send each frame when it is due, in s from now; those that are due together in one block."""
+        return self._send(Schedule(due))
 
     def closed_loop(self, progress: Progress, window: int) -> Sent:
         """Send as fast as the window lets it."""
-        return self._send(lambda: progress.count + window, POLL_SECONDS, None, time.monotonic())
+        return self._send(Window(progress, window))
 
-    def _send(self, allowed: Callable[[], int], tick: float, rate: float | None, started_at: float) -> Sent:
+    def _send(self, pace: Pace) -> Sent:
         total, sent, behind, waited, blocked = self._frames.total, 0, 0.0, 0.0, 0.0
+        started_at = time.monotonic()
         while sent < total:
-            due = min(allowed(), total, sent + BLOCK_FRAMES)
-            if due > sent:
-                piece, sent = self._frames.piece(sent, due)
+            allowed = min(pace.allowed(), total, sent + BLOCK_FRAMES)
+            if allowed > sent:
+                piece, sent = self._frames.piece(sent, allowed)
                 blocked += self._send_block(piece, sent)
-                if rate:
-                    behind = max(behind, time.monotonic() - started_at - sent / rate)
-            if allowed() <= sent < total:
+                behind = max(behind, pace.behind(sent))
+            if pace.allowed() <= sent < total:
                 before = time.monotonic()
-                time.sleep(tick)
+                pace.wait()
                 waited += time.monotonic() - before
         seconds = time.monotonic() - started_at
         return Sent(total, seconds, behind, waited / seconds, blocked / seconds)
@@ -230,6 +316,8 @@ def serve(arguments: argparse.Namespace) -> None:
     _say(event="load_sending", at=time.monotonic())
     if arguments.window:
         sent = sender.closed_loop(Progress(arguments.progress), arguments.window)
+    elif arguments.arrivals == "recorded":
+        sent = sender.scheduled(recorded(arguments.count, arguments.rate, arguments.seed))
     else:
         sent = sender.paced(arguments.rate, arguments.tick)
     if arguments.blocks:
@@ -258,6 +346,10 @@ def main() -> None:
     parser.add_argument("--subscribed", action="store_true", help="send only what the client subscribed to")
     parser.add_argument("--rate", type=float, default=20_000, help="frames a second")
     parser.add_argument("--tick", type=float, default=0.001, help="seconds between blocks")
+    parser.add_argument(
+        "--arrivals", choices=SPACINGS, default="even", help="how they are spaced: benchmarks/arrivals.py"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="of the recorded spacing")
     parser.add_argument("--window", type=int, help="instead of a rate: frames ahead of what --progress says")
     parser.add_argument("--progress", type=Path, help="file with the count of records in the topics")
     parser.add_argument("--blocks", type=Path, help="write the time of each block there")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sandbox.exchange.frames import text_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "ADAUSDT", "XRPUSDT")
 LEVELS = (4, 5, 6, 8, 9, 11, 13, 16, 18, 21, 25, 31, 40, 50, 67, 85, 140)
@@ -102,14 +102,20 @@ class Encoder:
 
     def encode(self, count: int) -> Encoded:
         """Encode the next `count` frames."""
-        block, ends, ids = bytearray(), array("q"), self._ids
+        block, ends = bytearray(), array("q")
+        for each in self.payloads(count):
+            block += text_frame(each)
+            ends.append(len(block))
+        return Encoded(bytes(block), ends)
+
+    def payloads(self, count: int) -> Iterator[bytes]:
+        """Yield what the next `count` frames carry."""
+        ids = self._ids
         for number in range(self._number, self._number + count):
             line = self._cycle[number % len(self._cycle)]
             ids[line] += 1
-            block += text_frame(payload(*line, ids[line], _STARTED_MS + number // 100))
-            ends.append(len(block))
+            yield payload(*line, ids[line], _STARTED_MS + number // 100)
         self._number += count
-        return Encoded(bytes(block), ends)
 
 
 def payload(kind: str, symbol: str, number: int, now_ms: int) -> bytes:

@@ -1,7 +1,9 @@
-"""`python -m benchmarks.markdown`: put what `make bench` and `make bench-kafka` last measured into BENCHMARKS.md.
+"""`python -m benchmarks.markdown`: put what was measured last into BENCHMARKS.md.
 
-Replaces what stands between `<!-- results -->` and `<!-- end of results -->`, and copies the plots beside it; so
-no figure there is typed by hand.
+Each of its places, `<!-- NAME -->` to `<!-- end of NAME -->`, is rewritten from what stands below build/bench:
+the results of `make bench` and `make bench-kafka`, `make bench-shards` and `make bench-shards-paced`, `make
+soak`. What was not measured here is taken from benchmarks/results, where everything that is shown is kept, plots
+too; so no figure there is typed by hand.
 """
 
 from __future__ import annotations
@@ -9,25 +11,33 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks import following
 from benchmarks.children import ROOT
 from benchmarks.latency import LEGS
-from benchmarks.report import NAMES
+from benchmarks.report import NAMES, OTHERS, SPACINGS, USUAL_RATE, busiest
+from benchmarks.soak import LEAST_SECONDS
 
-START, END = "<!-- results -->", "<!-- end of results -->"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 MEASURED = ROOT / "build" / "bench"
 KEPT = ROOT / "benchmarks" / "results"
 COMMANDS = {"embedded": "make bench", "kafka4": "make bench-kafka"}
-BROKER_NAMES = {"embedded": "the embedded broker", "kafka4": "Apache Kafka 4.4"}
+QUICK = " in short (`--quick`: for a look, not for figures)"
+_SAMPLE_EACH = 10
+"""Of the seconds of a soak so many are kept."""
+BROKER_NAMES = {"embedded": "the embedded broker", "kafka4": "Apache Kafka 4.4", "kafka3": "Apache Kafka 3.9"}
 
 
 def section(results: dict[str, dict[str, Any]]) -> str:
     """Return the tables of the results by broker."""
     parts = [_targets(results)]
     for broker, found in results.items():
-        parts += [_about(broker, found), _throughput(found), _latency(found), f"![plot]({_plot(broker)})"]
-    return "\n\n".join(parts)
+        parts += [_about(broker, found), _throughput(found), _latency(found)]
+        parts += [_usual(found), _following(found), f"![plot]({_plot(broker)})"]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _plot(broker: str) -> str:
@@ -62,9 +72,11 @@ def _about(broker: str, found: dict[str, Any]) -> str:
     averages = sorted(result["load_average"] for result in runs)
     alone = ", ".join(f"{rate / 1e6:.1f} million/s ({load})" for load, rate in found["generator_alone"].items())
     name = BROKER_NAMES[broker]
+    shortened = QUICK if found["effort"] == "quick" else ""
     return (
         f"### {name[0].upper() + name[1:]}\n\n"
-        f"`{COMMANDS[broker]}`, {found['started']}, {found['seconds']:.0f} s, {len(found['rounds'])} rounds. "
+        f"`{COMMANDS[broker]}`{shortened}, {found['started']}, {found['seconds']:.0f} s, "
+        f"{len(found['rounds'])} rounds. "
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Python {machine['python']}. "
         f"Load average {averages[0]:.1f} to {averages[-1]:.1f}. The generator alone: {alone}. "
         f"{summary['records_verified']:,} records were read back: complete, none twice, in order per symbol. "
@@ -82,8 +94,8 @@ def _throughput(found: dict[str, Any]) -> str:
                 f"{row['rate']:,.0f}",
                 f"{row['cpu_us']:.1f}",
                 f"{row['cores']:.2f}",
-                f"{row['times_naive']:.1f}",
-                f"{row['times_naive_cpu']:.1f}",
+                f"{row['times_naive']:.1f}" if "times_naive" in row else "-",
+                f"{row['times_naive_cpu']:.1f}" if "times_naive_cpu" in row else "-",
                 f"{row['idle_mb']:.0f} / {row['peak_mb']:.0f}",
             ]
         )
@@ -103,23 +115,206 @@ def _latency(found: dict[str, Any]) -> str:
     return _table(["ms", "p50", "p90", "p99", "p99.9"], rows)
 
 
+def _usual(found: dict[str, Any]) -> str:
+    """Of results that were measured before this was, nothing."""
+    usual: dict[str, Any] = found["summary"].get("usual") or {}
+    if not usual:
+        return ""
+    shown = {spacing: busiest(steady) for spacing, steady in usual.items()}
+    names = dict.fromkeys(name for shares in shown.values() for name in shares if name != OTHERS)
+    whole = [
+        ["µs CPU a message", *(f"{steady['cpu_us']:.1f}" for steady in usual.values())],
+        ["% of a core", *(f"{steady['percent']:.2f}" for steady in usual.values())],
+    ]
+    rows = [
+        [f"... {name}", *(f"{shares[name]:.2f}" if name in shares else "-" for shares in shown.values())]
+        for name in (*names, OTHERS)
+    ]
+    seconds = min(steady["seconds"] for steady in usual.values())
+    head = [
+        f"{USUAL_RATE} msg/s, five symbols, {seconds:.0f} s in steady state",
+        *(SPACINGS[each] for each in usual),
+    ]
+    return _table(head, whole + rows)
+
+
+def _following(found: dict[str, Any]) -> str:
+    rows = [
+        [following.title(row), *(f"{row[name]:.2f}" for name in ("ids", "stage", "cost", "least", "most"))]
+        for row in found["summary"].get("following") or []
+    ]
+    head = ["following ids, µs CPU a message", "finding them", "the stage", "both", "pairs from", "to"]
+    return _table(head, rows) if rows else ""
+
+
+def shards_section(closed_loop: dict[str, Any], paced: dict[str, Any]) -> str:
+    """Return what several processes brought: as fast as they go, and at a pace that leaves cores idle."""
+    parts = []
+    if closed_loop.get("outcomes"):
+        parts += [f"As fast as they go, `make bench-shards`, {_conditions(closed_loop)}:", _shares(closed_loop)]
+        parts.append("\n".join(f"- {_together(outcome)}" for outcome in closed_loop["outcomes"]))
+    if paced.get("rates"):
+        parts.append(
+            f"At a pace, `make bench-shards-paced`, {paced['seconds']:.0f} s each, {_conditions(paced)}. "
+            "An added process is to bring 85 % of the first as long as cores are idle:"
+        )
+        parts.append(_verdicts(paced))
+    return "\n\n".join(parts)
+
+
+def _conditions(found: dict[str, Any]) -> str:
+    machine, averages = found["machine"], found["load_average"]
+    return (
+        f"{found['started']}, {found['load']} on {BROKER_NAMES[found['broker']]}, {NAMES[found['pipeline']]}, "
+        f"{machine['cores']} cores that carry broker and load too, load average {averages[0]:.1f} before, "
+        f"{averages[1]:.1f} after"
+    )
+
+
+def _shares(found: dict[str, Any]) -> str:
+    alone = found["outcomes"][0]["shares"][0]
+    rows = [
+        [
+            str(len(outcome["shares"])),
+            str(share["shard"]),
+            str(share["streams"]),
+            f"{share['rate']:,.0f}",
+            f"{share['rate'] / alone['rate']:.0%}",
+            f"{share['cpu_us']:.2f}",
+            f"{share['peak_mb']:.0f}",
+        ]
+        for outcome in found["outcomes"]
+        for share in outcome["shares"]
+    ]
+    return _table(["processes", "shard", "streams", "msg/s", "of the first alone", "µs CPU", "MB"], rows)
+
+
+def _together(outcome: dict[str, Any]) -> str:
+    count = len(outcome["shares"])
+    return (
+        f"{count} process{'es' if count > 1 else ''}: {outcome['rate']:,.0f} msg/s in all, {outcome['cores']:.2f} "
+        f"cores used by them, {outcome['idle']:.2f} idle"
+    )
+
+
+def _verdicts(found: dict[str, Any]) -> str:
+    rows = []
+    for measured in found["rates"]:
+        alone = measured["outcomes"][0]
+        rows.append(
+            [
+                f"{alone['offered']:,.0f}",
+                "1",
+                "100.0 %",
+                f"{alone['shares'][0]['cpu_us']:.2f}",
+                f"{alone['idle']:.2f}",
+                "",
+            ]
+        )
+        for added, judged in zip(measured["outcomes"][1:], measured["verdicts"], strict=True):
+            rows.append(
+                [
+                    f"{judged['offered']:,.0f}",
+                    str(judged["processes"]),
+                    f"{judged['ratio']:.1%}".replace("%", " %"),
+                    ", ".join(f"{share['cpu_us']:.2f}" for share in added["shares"]),
+                    f"{judged['idle']:.2f}",
+                    judged["word"],
+                ]
+            )
+    return _table(
+        ["msg/s offered to each", "processes", "brought at least", "µs CPU", "cores idle", "verdict"], rows
+    )
+
+
+def soak_section(found: dict[str, Any]) -> str:
+    """Return how a soak went."""
+    told, age = found["summary"], found["summary"]["age_ms"]
+    limits = f"at most {told['climb_at_most']:.1f}"
+    rows = [
+        ["length", f"{told['seconds'] / 60:.1f} min, {told['records']:,} records"],
+        ["resident memory at first, half-way, at last, most", _memory(told)],
+        [
+            "its line through the second half",
+            f"{told['climb_mb_in_30_min']:+.2f} MB in 30 min ({limits}): **{told['verdict']}**",
+        ],
+        ["... of its rise: with a backlog, without", _rises(told)],
+        ["age of the newest record, p50, p99, p99.9", _ages(age) if age else "-"],
+        ["the generator fell behind by at most", f"{found['result']['generator'].get('behind_seconds', 0):.2f} s"],
+        ["CPU", f"{told['cpu_us']} µs a message"],
+        ["broker, harness at most", f"{told['broker_mb_at_most']} MB, {told['harness_mb_at_most']} MB"],
+        ["records", told["fault"] or "every one read back: complete, none twice, in order"],
+    ]
+    averages = told["load_average"]
+    return (
+        f"`{found['command']}`, ended {found['ended']}, {found['machine']['cores']} cores, load average "
+        f"{averages[0]} to {averages[2]}, {averages[1]} in the median:\n\n"
+        f"{_table(['what', 'measured'], rows)}\n\n![plot](benchmarks/results/soak.svg)"
+    )
+
+
+def _memory(told: dict[str, Any]) -> str:
+    return " / ".join(f"{told[f'memory_{name}_mb']}" for name in ("first", "middle", "last", "peak")) + " MB"
+
+
+def _rises(told: dict[str, Any]) -> str:
+    return f"{told['rise_with_backlog_mb']:+.2f} MB, {told['rise_without_mb']:+.2f} MB"
+
+
+def _ages(age: dict[str, float]) -> str:
+    return " / ".join(f"{age[name]:.0f}" for name in ("p50", "p99", "p999")) + " ms"
+
+
+def keep() -> None:
+    """Copy what was measured here to where what is shown is kept."""
+    KEPT.mkdir(exist_ok=True)
+    for broker in COMMANDS:
+        if (MEASURED / broker / "results.json").is_file():
+            shutil.copyfile(MEASURED / broker / "plot.svg", KEPT / f"{broker}.svg")
+            shutil.copyfile(MEASURED / broker / "results.json", KEPT / f"{broker}.json")
+    for name in ("shards", "shards-paced"):
+        if (MEASURED / f"{name}.json").is_file():
+            shutil.copyfile(MEASURED / f"{name}.json", KEPT / f"{name}.json")
+    soaks = [path for path in sorted(MEASURED.glob("soak-*.json")) if _long_enough(path)]
+    if soaks:
+        found = json.loads(soaks[-1].read_text())
+        found["samples"] = found["samples"][::_SAMPLE_EACH]
+        (KEPT / "soak.json").write_text(json.dumps(found) + "\n")
+        shutil.copyfile(soaks[-1].with_suffix(".svg"), KEPT / "soak.svg")
+
+
+def _long_enough(soak: Path) -> bool:
+    return bool(json.loads(soak.read_text())["summary"]["seconds"] >= LEAST_SECONDS)
+
+
+def kept(name: str) -> dict[str, Any]:
+    """Return what is kept under a name; empty when nothing is."""
+    path = KEPT / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def with_place(document: str, name: str, content: str) -> str:
+    """Return the document with one of its places rewritten; with nothing to show it stays as it is."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = document.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"BENCHMARKS.md has no place {start} to {end}")
+    return f"{before}{start}\n\n{content}\n\n{end}{after}" if content else document
+
+
 def main() -> int:
-    """Rewrite the section from what is there."""
-    results = {
-        broker: json.loads((MEASURED / broker / "results.json").read_text())
-        for broker in COMMANDS
-        if (MEASURED / broker / "results.json").is_file()
-    }
+    """Rewrite the places from what is there."""
+    keep()
+    results = {broker: found for broker in COMMANDS if (found := kept(broker))}
     if not results:
         sys.stderr.write("nothing has been measured yet: make bench\n")
         return 1
-    KEPT.mkdir(exist_ok=True)
-    for broker in results:
-        shutil.copyfile(MEASURED / broker / "plot.svg", KEPT / f"{broker}.svg")
-        shutil.copyfile(MEASURED / broker / "results.json", KEPT / f"{broker}.json")
-    document = ROOT / "BENCHMARKS.md"
-    before, _, rest = document.read_text().partition(START)
-    document.write_text(f"{before}{START}\n\n{section(results)}\n\n{END}{rest.partition(END)[2]}")
+    path = ROOT / "BENCHMARKS.md"
+    document = with_place(path.read_text(), "results", section(results))
+    document = with_place(document, "shards", shards_section(kept("shards"), kept("shards-paced")))
+    soaked = kept("soak")
+    path.write_text(with_place(document, "soak", soak_section(soaked) if soaked else ""))
     return 0
 
 

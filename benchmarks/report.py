@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import svg, targets
+from benchmarks import following, svg, targets
 from benchmarks.latency import LEGS
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 USUAL_RATE = 500
 """Messages a second of five symbols at the live exchange's usual pace."""
+
+OTHERS = "all others"
+SPACINGS = {"recorded": "as recorded", "even": "evenly spaced, the worst case"}
 
 NAMES = {
     "naive": "naive reference",
@@ -66,17 +69,25 @@ def ratios(rounds: Sequence[Round], name: str) -> dict[str, float]:
     }
 
 
-def summary(rounds: Sequence[Round], latency: Round, usual: Result | None) -> dict[str, Any]:
+def summary(
+    rounds: Sequence[Round], latency: Round, usual: Round, followed: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Return what is to be shown."""
-    everything = [result for results in rounds for result in results.values()] + list(latency.values())
-    everything += [usual] if usual else []
+    everything = [result for results in (*rounds, latency, usual) for result in results.values()]
     found: dict[str, Any] = {
         "throughput": medians(rounds) if rounds else {},
         "latency_ms": {title: result.legs for title, result in latency.items() if result.legs},
         "behind_ms": {
             title: 1000 * result.generator["behind_seconds"] for title, result in latency.items() if result.legs
         },
-        "usual_percent": usual.cpu_us * USUAL_RATE / 1e4 if usual else None,
+        "usual": {spacing: result.steady for spacing, result in usual.items() if result.steady},
+        "usual_percent": {
+            spacing: result.steady["cpu_us"] * USUAL_RATE / 1e4
+            for spacing, result in usual.items()
+            if result.steady
+        },
+        "following": list(followed),
+        "following_us": _worst(followed),
         "records_verified": sum(result.delivered for result in everything if not result.fault),
         "faults": [f"{result.pipeline}, {result.load}: {result.fault}" for result in everything if result.fault],
     }
@@ -84,9 +95,19 @@ def summary(rounds: Sequence[Round], latency: Round, usual: Result | None) -> di
     return found
 
 
+def _worst(followed: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the larger of both loads' costs, by the size of chunks."""
+    kinds = {
+        "chunks": [row for row in followed if row["chunk"] > 1],
+        "single": [row for row in followed if row["chunk"] == 1],
+    }
+    return {kind: max(row["cost"] for row in rows) for kind, rows in kinds.items() if rows}
+
+
 def text(broker: str, found: dict[str, Any]) -> str:
     """Return the tables."""
-    parts = [_throughput_text(broker, found), _latency_text(found), _targets_text(found)]
+    parts = [_throughput_text(broker, found), _latency_text(found), _usual_text(found)]
+    parts += [following.text(found["following"]) if found["following"] else "", _targets_text(found)]
     parts.append(f"{found['records_verified']:,} records read back: complete, none twice, in order per symbol")
     parts += [f"FAULT {fault}" for fault in found["faults"]]
     return "\n\n".join(part for part in parts if part)
@@ -118,6 +139,24 @@ def _latency_text(found: dict[str, Any]) -> str:
             cells = "".join(f"{legs[leg][name]:10.3f}" for name in ("p50", "p90", "p99", "p999"))
             rows.append(f"  {leg.replace('_', ' '):32}{cells}")
     return "\n".join(rows)
+
+
+def _usual_text(found: dict[str, Any]) -> str:
+    rows = []
+    for spacing, steady in found["usual"].items():
+        rows.append(
+            f"{SPACINGS[spacing]}: {steady['percent']:.2f} % of a core, {steady['cpu_us']:.1f} us a message, "
+            f"{steady['rate']:.0f}/s for {steady['seconds']:.0f} s"
+        )
+        rows += [f"  {share:5.2f} %  {name}" for name, share in busiest(steady).items()]
+    return "\n".join([f"Five symbols at {USUAL_RATE}/s, in steady state", *rows]) if rows else ""
+
+
+def busiest(steady: dict[str, Any]) -> dict[str, float]:
+    """Return the threads that take a hundredth of the whole or more, and the others together."""
+    least = steady["percent"] / 100
+    shown = {name: share for name, share in steady["threads"].items() if share >= least}
+    return shown | {OTHERS: max(0.0, steady["percent"] - sum(shown.values()))}
 
 
 def _targets_text(found: dict[str, Any]) -> str:

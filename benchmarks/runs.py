@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks import loads, peer_venv
 from benchmarks.children import ROOT, Child, load_average
+from benchmarks.follower import Follower
 from benchmarks.latency import legs
 from benchmarks.load import Progress
 from benchmarks.rest import LIVE
@@ -106,11 +107,13 @@ class Result:
     """Empty when every record was read back and is there once and in order, and the books of the service agree."""
     bytes_a_frame: float = 0.0
     legs: dict[str, dict[str, float]] = field(default_factory=dict)
+    steady: dict[str, Any] = field(default_factory=dict)
+    """Of a run that was watched for it: what it cost once it was under way, see `benchmarks/steady.py`."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a run: when (monotonic, s), records in the topics, the process, its monitoring port."""
+    """One look at a run: when (monotonic, s), frames' records in the topics, the process, its monitoring port."""
 
     at: float
     count: int
@@ -127,6 +130,8 @@ class Task:
     frames: int
     rate: float | None = None
     tick: float = 0.001
+    arrivals: str = "even"
+    """How a paced load is spaced: `even` or `recorded`."""
     stretch: int | None = None
     """How many frames the generator encodes ahead; None: all."""
     trace_every: int = 0
@@ -134,6 +139,8 @@ class Task:
     settings: dict[str, str] = field(default_factory=dict)
     watch: Callable[[Look], None] | None = None
     """Called at each look at the topics."""
+    follow: bool = False
+    """Compare while it runs, and delete what was compared: for more records than the broker can keep."""
 
 
 class Run:
@@ -144,18 +151,29 @@ class Run:
         self._load = task.pipeline.load(task.load)
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        self._topics = RunTopics(bootstrap_servers, peer=task.pipeline.is_peer)
-        self._stack.callback(self._topics.close)
+        self.topics = RunTopics(bootstrap_servers, peer=task.pipeline.is_peer)
+        self._stack.callback(self.topics.close)
         self._progress = Progress.create(self._folder / "progress")
         self._generator = self._start_generator()
         self._stack.callback(self._generator.stop)
         self._monitoring = free_port()
         self._child = self._start_pipeline(bootstrap_servers, rest_url)
         self._stack.callback(self._child.stop)
+        self.follower = Follower(self.topics) if task.follow else None
+        if self.follower:
+            self._stack.callback(self.follower.close)
+            self.follower.start()
+
+    @property
+    def generator_pid(self) -> int:
+        """The process id of the load generator."""
+        return self._generator.pid
 
     def _start_generator(self) -> Child:
         task = self._task
-        pace = ["--rate", str(task.rate), "--tick", str(task.tick)] if task.rate else []
+        pace = (
+            ["--rate", str(task.rate), "--tick", str(task.tick), "--arrivals", task.arrivals] if task.rate else []
+        )
         window = [] if task.rate else ["--window", str(task.pipeline.window)]
         files = ["--progress", str(self._folder / "progress"), "--blocks", str(self._folder / "blocks")]
         arguments = ["-m", "benchmarks.load", "--load", self._load, "--count", str(task.frames)]
@@ -166,7 +184,7 @@ class Run:
     def _start_pipeline(self, bootstrap_servers: str, rest_url: str) -> Child:
         task = self._task
         pipeline = task.pipeline
-        variables = self._topics.variables() | {
+        variables = self.topics.variables() | {
             "BINANCE_WS_BASE_URL": f"ws://127.0.0.1:{self._generator.line()['port']}/ws",
             "BINANCE_REST_BASE_URL": rest_url if pipeline.is_peer else f"{rest_url}{LIVE}",
             "BINANCE_STREAMS": loads.streams(self._load),
@@ -175,7 +193,7 @@ class Run:
             # The last, incomplete batch of a run is not to wait the usual 5 s: the clock runs until it is there.
             "CONNECTION_BATCH_TIMEOUT_SECONDS": "0.2",
             "SPOOL_PATH": str(self._folder / "spool"),
-            "PEER_TOPIC_PREFIX": self._topics.tag,
+            "PEER_TOPIC_PREFIX": self.topics.tag,
             "PEER_CHANNELS": ",".join(loads.LOADS[self._load]),
             "TRACE_FILE": str(self._folder / "trace"),
             "TRACE_EVERY": str(task.trace_every),
@@ -200,7 +218,7 @@ class Run:
         started_at = float(self._generator.line()["at"])
         done_at = self._await_records()
         cpu = self._child.cpu_seconds() - cpu_before if self._child.running else 0.0
-        count = self._topics.count() - self._extra()
+        count = self.topics.count() - self._extra()
         result = Result(
             pipeline=task.pipeline.name,
             load=task.load,
@@ -216,13 +234,18 @@ class Run:
         )
         exit_code = self._child.stop()
         sent = loads.counts(self._load, task.frames)
-        result.fault = self._fault(count, exit_code) or self._topics.verdict(sent)
+        result.fault = self._fault(count, exit_code) or self._verdict(sent)
         if count == task.frames:
             self._add_generator(result)
             if task.trace_every:
                 numbers = loads.numbers(self._load, task.frames)
                 result.legs = legs(self._folder / "trace", self.blocks(), numbers)
         return result
+
+    def _verdict(self, sent: dict[loads.Line, int]) -> str:
+        if self.follower:
+            return self.follower.verdict(sent, self.topics.count())
+        return self.topics.verdict(sent)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the generator's blocks: frames sent so far, and when (monotonic, ns)."""
@@ -262,12 +285,13 @@ class Run:
         """Wait until all are in the topics or nothing comes any more; return when that was."""
         expected, seen, moved_at = self._task.frames + self._extra(), -1, time.monotonic()
         while seen < expected and time.monotonic() - moved_at < STALLED_SECONDS:
-            count = self._topics.count()
+            count = self.topics.count()
             self._progress.count = count
             if count > seen:
                 seen, moved_at = count, time.monotonic()
             if self._task.watch:
-                self._task.watch(Look(time.monotonic(), count, self._child, self._monitoring))
+                frames = max(0, count - self._extra())
+                self._task.watch(Look(time.monotonic(), frames, self._child, self._monitoring))
             if seen < expected:
                 time.sleep(POLL_SECONDS)
         return moved_at

@@ -1,9 +1,15 @@
 """`python -m benchmarks.shards`: one process, then several shards of the streams, against one broker.
 
-Each process has a load generator of its own that sends what it subscribed to, in a closed loop (or at `--rate`).
-Tells throughput and CPU of each process, the ratio to one process alone, and reads every record back: all shards'
-streams together are all of them, none is on two, and each record is there once and in order. Where the cores are
-used up the rate of a process falls; what it costs in CPU must not.
+Each process has a load generator of its own that sends what it subscribed to, in a closed loop. Tells throughput
+and CPU of each process, the ratio to one process alone, and reads every record back: all shards' streams
+together are all of them, none is on two, and each record is there once and in order. In a closed loop broker,
+load and processes use up all cores, so the rate of a process falls; what it costs in CPU must not.
+
+What an added process brings *until* the cores are used is shown by `--paced RATE`: each process is offered that
+rate and no more, alone and with others, and it is told how much of the cores was idle meanwhile. An added
+process has to bring 85 % of what the first does alone, as long as a tenth of a core is left. With several rates,
+`--paced 10000,20000,30000`, it goes on to the next as long as all fit. Exit code 1 when a process falls short,
+or a record is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import loads
-from benchmarks.children import ROOT, Child, load_average, machine
+from benchmarks.children import ROOT, Child, idle_core_seconds, load_average, machine
 from benchmarks.load import Progress
 from benchmarks.rest import RestServer
 from benchmarks.runs import PIPELINES, POLL_SECONDS, READY_SECONDS, STALLED_SECONDS
@@ -32,6 +38,11 @@ from sandbox.brokers import BROKERS, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+LEAST_RATIO = 0.85
+LEAST_IDLE = 0.1
+"""Cores; with less left they are used up."""
 
 
 class Share(NamedTuple):
@@ -52,6 +63,12 @@ class Outcome(NamedTuple):
     rate: float
     cores: float
     fault: str
+    idle: float = 0.0
+    """Cores that had nothing to do meanwhile, on average."""
+    offered: float | None = None
+    """Messages a second to each process; None: as many as it takes."""
+    behind_seconds: float = 0.0
+    """How far the generators fell behind that at worst."""
 
 
 class Shard:
@@ -62,6 +79,7 @@ class Shard:
     ) -> None:
         self.number = number
         self.frames = arguments.frames
+        self.offered = arguments.rate
         self._folder = folder
         files = [f"{folder}/progress-{number}", f"{folder}/blocks-{number}"]
         self.progress = Progress.create(Path(files[0]))
@@ -140,7 +158,7 @@ def run(count: int, arguments: argparse.Namespace, bootstrap_servers: str, rest_
 
 
 def _measured(shards: Sequence[Shard], load: str, topics: RunTopics) -> Outcome:
-    started_at = time.monotonic()
+    started_at, idle_before = time.monotonic(), idle_core_seconds()
     for shard in shards:
         shard.go()
     seen, moved_at = -1, started_at
@@ -155,12 +173,15 @@ def _measured(shards: Sequence[Shard], load: str, topics: RunTopics) -> Outcome:
     if unfinished:
         return Outcome([], 0.0, 0.0, f"shards {unfinished} did not deliver everything")
     shares = [shard.share() for shard in shards]
+    idle = (idle_core_seconds() - idle_before) / (time.monotonic() - started_at)
     seconds = max(shard.done_at for shard in shards) - started_at
     cores = sum(share.cpu_us * share.delivered for share in shares) / 1e6 / seconds
+    behind = max(float(shard.generator.line()["behind_seconds"]) for shard in shards)
     exit_codes = [shard.process.stop() for shard in shards]
     fault = _overlap(shards, load) or ("" if not any(exit_codes) else f"exit codes {exit_codes}")
     fault = fault or topics.verdict(_sent(shards, load))
-    return Outcome(shares, sum(share.delivered for share in shares) / seconds, cores, fault)
+    rate = sum(share.delivered for share in shares) / seconds
+    return Outcome(shares, rate, cores, fault, idle, shards[0].offered, behind)
 
 
 def _overlap(shards: Sequence[Shard], load: str) -> str:
@@ -189,15 +210,89 @@ def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 f"{len(outcome.shares):9} {share.shard:6} {share.streams:8} {share.rate:10,.0f} "
                 f"{share.rate / alone.rate:12.0%} {share.cpu_us:8.2f} {share.peak_mb:5.0f}"
             )
-    for outcome in outcomes[1:]:
+    for outcome in outcomes:
         times, cost = outcome.rate / outcomes[0].rate, max(s.cpu_us for s in outcome.shares) / alone.cpu_us
         print(
             f"{len(outcome.shares)} processes: {outcome.rate:,.0f} msg/s, x {times:.2f} of one; they used "
-            f"{outcome.cores:.2f} of {os.cpu_count()} cores beside broker and load; CPU a message x {cost:.2f}"
+            f"{outcome.cores:.2f} of {os.cpu_count()} cores beside broker and load, {outcome.idle:.2f} were idle; "
+            f"CPU a message x {cost:.2f}"
+            + (f"; the generators were up to {outcome.behind_seconds:.2f} s behind" if outcome.offered else "")
         )
-    return {
-        "outcomes": [outcome._asdict() | {"shares": [s._asdict() for s in outcome.shares]} for outcome in outcomes]
-    }
+    rows = [outcome._asdict() | {"shares": [s._asdict() for s in outcome.shares]} for outcome in outcomes]
+    return {"outcomes": rows, "verdicts": [verdict(outcomes[0], added)._asdict() for added in outcomes[1:]]}
+
+
+class Verdict(NamedTuple):
+    """What the weakest of several processes brought of what the first brings alone."""
+
+    processes: int
+    offered: float | None
+    ratio: float
+    cpu_ratio: float
+    """CPU a message of the dearest, over that of the first alone."""
+    idle: float
+    word: str
+    """`holds`, `MISSED`, or `cores used up`: then nothing follows from it."""
+
+    def __str__(self) -> str:
+        offered = f"{self.offered:,.0f} msg/s offered to each" if self.offered else "as many as they take"
+        return (
+            f"{self.word}: {self.processes} processes, {offered}: each brings at least {self.ratio:.1%} of the "
+            f"first alone (at least {LEAST_RATIO:.0%}), CPU a message x {self.cpu_ratio:.2f}, "
+            f"{self.idle:.2f} cores idle"
+        )
+
+
+def verdict(first: Outcome, added: Outcome) -> Verdict:
+    """Judge what added processes bring."""
+    alone = first.shares[0]
+    ratio = min(share.rate for share in added.shares) / alone.rate
+    word = "holds" if ratio >= LEAST_RATIO else "MISSED" if added.idle >= LEAST_IDLE else "cores used up"
+    cpu_ratio = max(share.cpu_us for share in added.shares) / alone.cpu_us
+    return Verdict(len(added.shares), added.offered, ratio, cpu_ratio, added.idle, word)
+
+
+def closed_loop(
+    arguments: argparse.Namespace, bootstrap_servers: str, rest_url: str
+) -> tuple[dict[str, Any], int]:
+    """Run one to `--processes` as fast as they go."""
+    outcomes = []
+    for count in range(1, arguments.processes + 1):
+        outcomes.append(run(count, arguments, bootstrap_servers, rest_url))
+        if outcomes[-1].fault:
+            print(f"FAULT with {count} processes: {outcomes[-1].fault}")
+            return {}, 1
+    found = report(outcomes)
+    _told_verified(outcomes)
+    return found, 0
+
+
+def paced(arguments: argparse.Namespace, bootstrap_servers: str, rest_url: str) -> tuple[dict[str, Any], int]:
+    """Run one to `--processes` at each rate, until one does not fit."""
+    found: list[dict[str, Any]] = []
+    for rate in (float(text) for text in arguments.paced.split(",")):
+        offered = argparse.Namespace(**vars(arguments) | {"rate": rate, "frames": int(rate * arguments.seconds)})
+        outcomes = []
+        for count in range(1, arguments.processes + 1):
+            outcomes.append(run(count, offered, bootstrap_servers, rest_url))
+            if outcomes[-1].fault:
+                print(f"FAULT with {count} processes at {rate:,.0f} msg/s each: {outcomes[-1].fault}")
+                return {"rates": found}, 1
+        found.append(report(outcomes))
+        _told_verified(outcomes)
+        verdicts = [verdict(outcomes[0], added) for added in outcomes[1:]]
+        print("\n".join(map(str, verdicts)), flush=True)
+        if any(each.word != "holds" for each in verdicts):
+            break
+    missed = any(each["word"] == "MISSED" for row in found for each in row["verdicts"])
+    return {"rates": found}, int(missed)
+
+
+def _told_verified(outcomes: Sequence[Outcome]) -> None:
+    records = sum(share.delivered for outcome in outcomes for share in outcome.shares)
+    print(
+        f"{records:,} records read back: none missing, none twice, in order; every stream on one shard", flush=True
+    )
 
 
 def main() -> int:
@@ -208,29 +303,34 @@ def main() -> int:
     parser.add_argument("--load", choices=("trades", "realistic"), default="trades")
     parser.add_argument("--processes", type=int, default=2, help="at most so many")
     parser.add_argument("--frames", type=int, default=300_000, help="for each process")
-    parser.add_argument(
-        "--rate", type=float, help="messages a second for each process (default: as many as it takes)"
-    )
+    parser.add_argument("--paced", help="instead: messages a second for each process; comma-separated")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each run with --paced")
+    parser.set_defaults(rate=None)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    outcomes: list[Outcome] = []
+    measure = paced if arguments.paced else closed_loop
     with (
         tempfile.TemporaryDirectory(prefix="bench-broker-") as folder,
         BROKERS[arguments.broker](Path(folder)) as broker,
         RestServer() as rest,
     ):
-        for count in range(1, arguments.processes + 1):
-            outcomes.append(run(count, arguments, broker.bootstrap_servers, rest.url))
-            if outcomes[-1].fault:
-                print(f"FAULT with {count} processes: {outcomes[-1].fault}")
-                return 1
-    found = report(outcomes) | {"machine": machine(), "load_average": load_average()}
-    records = sum(share.delivered for outcome in outcomes for share in outcome.shares)
-    print(f"{records:,} records read back: none missing, none twice, in order; every stream on one shard")
+        started, load_before = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), load_average()
+        found, exit_code = measure(arguments, broker.bootstrap_servers, rest.url)
+    about = {
+        "machine": machine(),
+        "started": started,
+        "load_average": [load_before, load_average()],
+        "load": arguments.load,
+        "pipeline": arguments.pipeline,
+        "broker": arguments.broker,
+        "frames": arguments.frames,
+        "seconds": arguments.seconds,
+    }
     into = ROOT / "build" / "bench"
     into.mkdir(parents=True, exist_ok=True)
-    (into / "shards.json").write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    name = "shards-paced.json" if arguments.paced else "shards.json"
+    (into / name).write_text(json.dumps(about | found, indent=1) + "\n")
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -159,14 +160,14 @@ class RunTopics:
     def __init__(self, bootstrap_servers: str, *, peer: bool) -> None:
         self.tag = f"bench{uuid.uuid4().hex[:8]}"
         self._bootstrap_servers = bootstrap_servers
-        self._identify = dict(self._peer_topics() if peer else self._own_topics())
+        self._identified_by = dict(self._peer_topics() if peer else self._own_topics())
         admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
         admin.create_topics(
-            [NewTopic(name, num_partitions=PARTITIONS, replication_factor=1) for name in self._identify]
+            [NewTopic(name, num_partitions=PARTITIONS, replication_factor=1) for name in self._identified_by]
         )
         admin.close()
-        self._partitions = [TopicPartition(name, n) for name in self._identify for n in range(PARTITIONS)]
-        self._consumer = self._open()
+        self.partitions = [TopicPartition(name, n) for name in self._identified_by for n in range(PARTITIONS)]
+        self._consumer = self.open_consumer()
 
     def _own_topics(self) -> Iterator[tuple[str, Identify]]:
         yield f"{self.tag}-trades", identify_trade
@@ -183,18 +184,24 @@ class RunTopics:
         names = {"KAFKA_TOPIC_TRADES": "trades", "KAFKA_TOPIC_DEPTH": "depth", "KAFKA_TOPIC_RAW_EVENTS": "raw"}
         return {variable: f"{self.tag}-{name}" for variable, name in names.items()}
 
-    def _open(self) -> Any:  # noqa: ANN401 - kafka-python has no types
+    def identify(self, topic: str, value: bytes) -> tuple[Line, int] | None:
+        """Tell kind, symbol and id of a record; None for one that belongs to no frame."""
+        return self._identified_by[topic](value)
+
+    def open_consumer(self, **settings: int) -> Any:  # noqa: ANN401 - kafka-python has no types
+        """Return a consumer of all partitions; the caller closes it."""
         consumer = KafkaConsumer(
             bootstrap_servers=self._bootstrap_servers,
             # The embedded broker's answers are larger than asked for; the library would give up at 100 MB.
             receive_message_max_bytes=2**31 - 1,
+            **settings,
         )
-        consumer.assign(self._partitions)
+        consumer.assign(self.partitions)
         return consumer
 
     def count(self) -> int:
         """Return how many records are there, acknowledged ones only (up to the high watermark)."""
-        return sum(self._consumer.end_offsets(self._partitions).values())
+        return sum(self._consumer.end_offsets(self.partitions).values())
 
     def verdict(self, sent: Mapping[Line, int]) -> str:
         """Read every record from the start and compare with what was sent; empty when all is well."""
@@ -202,7 +209,7 @@ class RunTopics:
         self._consumer.seek_to_beginning()
         try:
             for name, value in self._all(self.count()):
-                tally.add(self._identify[name](value))
+                tally.add(self.identify(name, value))
         except UnreadableError as error:
             return str(error)
         return tally.verdict(sent)
@@ -220,9 +227,18 @@ class RunTopics:
                 for record in records:
                     yield partition.topic, record.value
 
+    @contextmanager
+    def deleting(self) -> Iterator[Callable[[dict[Any, int]], Any]]:
+        """Give what deletes the records of partitions that are below an offset."""
+        admin = KafkaAdminClient(bootstrap_servers=self._bootstrap_servers)
+        try:
+            yield admin.delete_records
+        finally:
+            admin.close()
+
     def close(self) -> None:
         """Delete the topics, so that the next run finds the broker as this one did."""
         self._consumer.close()
         admin = KafkaAdminClient(bootstrap_servers=self._bootstrap_servers)
-        admin.delete_topics(list(self._identify))
+        admin.delete_topics(list(self._identified_by))
         admin.close()

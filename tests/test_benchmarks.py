@@ -4,31 +4,57 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import socket
 import statistics
+import sys
 import threading
 import time
+import warnings
 from collections import Counter
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
-from benchmarks import hotspots, loads, report, shards, soak, svg, targets, topics, traced
-from benchmarks.children import Child
+from benchmarks import (
+    arrivals,
+    following,
+    hotspots,
+    loads,
+    markdown,
+    report,
+    shards,
+    soak,
+    svg,
+    targets,
+    topics,
+    traced,
+)
+from benchmarks.children import ROOT, Child, idle_core_seconds
+from benchmarks.follower import Follower
 from benchmarks.latency import legs, percentiles, sent_at_ns
 from benchmarks.load import Frames, Progress, Sender
-from benchmarks.rest import RestServer
-from benchmarks.runs import PIPELINES, Result, Task, run
+from benchmarks.rest import LIVE, RestServer
+from benchmarks.runs import PIPELINES, Look, Result, Run, Task, run
 from benchmarks.spoolless import Straight
+from benchmarks.steady import Steady
 from src.delivery import Delivery
-from src.events import EventDecoder, Topics
+from src.events import NO_ID, EventDecoder, Topics
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import KafkaProducer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from sandbox.brokers import Broker
 
@@ -158,6 +184,50 @@ def test_a_generator_that_could_not_keep_its_pace_says_by_how_much(receiver: Any
     assert Sender(ours, Frames("trades", 100_000)).paced(1e9, 0.001).behind_seconds > 0.001
 
 
+def test_recorded_spacing_keeps_its_rate_and_its_groups() -> None:
+    times = list(arrivals.recorded(30_000, 500.0))
+    assert times == sorted(times)
+    assert times == list(arrivals.recorded(30_000, 500.0))
+    assert times != list(arrivals.recorded(30_000, 500.0, seed=8))
+    for second in (10, 20, 30, 40, 50):
+        assert sum(at < second for at in times) == 500 * second
+    gaps = sorted(later - earlier for earlier, later in pairwise(times))
+    assert gaps[len(gaps) * 2 // 5] < 0.0001  # where an even spacing has 2 ms everywhere
+    assert gaps[-1] > 0.02
+
+
+def test_a_table_of_spacing_is_made_from_times_of_reception() -> None:
+    group = [0, 1_000, 101_000]
+    received = [start + at for start in range(0, 200_000_000, 10_000_000) for at in group]
+    table = arrivals.derived(received)
+    assert set(table.sizes) == {3}
+    assert set(table.within_ms) == {0.001, 0.1}
+    assert set(table.between_ms) == {9.899}
+    times = list(arrivals.recorded(300, 600.0, table=table))
+    between = {round(times[first] - times[first - 1], 9) for first in range(3, 300, 3)}
+    assert len(between) == 1
+    assert sum(between) == pytest.approx(3 / 600.0, rel=0.05)
+
+
+def test_a_rate_at_which_recorded_groups_overlap_is_refused() -> None:
+    with pytest.raises(ValueError, match="no gaps between"):
+        list(arrivals.recorded(10_000, 1e6))
+
+
+def test_a_scheduled_generator_sends_each_group_when_it_is_due(receiver: Any) -> None:
+    ours, arrived, thread = receiver
+    before = time.monotonic()
+    sent = Sender(ours, Frames("trades", 6)).scheduled(iter([0.0, 0.0, 0.0, 0.2, 0.2, 0.4]))
+    ours.shutdown(socket.SHUT_WR)
+    thread.join()
+    ends = loads.Encoder("trades").encode(6).ends
+    assert sum(size for _, size in arrived) == ends[-1]
+    early = sum(size for at, size in arrived if at < before + 0.2)
+    late = sum(size for at, size in arrived if at >= before + 0.4)
+    assert (early, late) == (ends[2], ends[5] - ends[4])
+    assert sent.behind_seconds < 0.1
+
+
 def test_a_closed_loop_is_never_further_ahead_than_its_window(receiver: Any, tmp_path: Path) -> None:
     ours, arrivals, thread = receiver
     progress = Progress.create(tmp_path / "progress")
@@ -226,17 +296,40 @@ def test_medians_are_over_rounds_and_ratios_within_them() -> None:
 
 def test_a_summary_names_faults_and_counts_only_what_was_verified() -> None:
     rounds = [{"naive trades": result(10, 100), "fast trades": result(99_000, 5, fault="one is missing")}]
-    found = report.summary(rounds, {}, result(500, 80))
-    assert found["records_verified"] == 20
+    followed = [{"load": "trades", "chunk": 500, "cost": 0.5}, {"load": "realistic", "chunk": 500, "cost": 1.5}]
+    usual = {"recorded": result(500, 80, steady=steady(70)), "even": result(500, 80, steady=steady(50))}
+    found = report.summary(rounds, {}, usual, followed)
+    assert found["records_verified"] == 30
     assert found["faults"] == ["p, trades: one is missing"]
     held = {row["what"]: row["holds"] for row in found["targets"]}
     assert held["aggTrade, high-throughput settings"] is False
-    assert held["500 msg/s, five symbols"] is False
+    assert held["500 msg/s, five symbols, as recorded"] is False
+    assert held["500 msg/s, evenly spaced, the worst case"] is True
+    assert held["following ids, a message, at full rate"] is False
+    assert found["following_us"] == {"chunks": 1.5}
+    found["following"] = []
     assert "FAULT p, trades: one is missing" in report.text("embedded", found)
 
 
+def steady(cpu_us: float) -> dict[str, Any]:
+    percent = cpu_us / 20
+    threads = {"reader": percent / 2, "producer": percent / 4, "idle": percent / 1000}
+    return {
+        "seconds": 9.0,
+        "messages": 4500,
+        "rate": 500.0,
+        "cpu_us": cpu_us,
+        "percent": percent,
+        "threads": threads,
+    }
+
+
+def test_threads_that_take_next_to_nothing_are_shown_together() -> None:
+    assert report.busiest(steady(80)) == {"reader": 2.0, "producer": 1.0, "all others": 1.0}
+
+
 def test_targets_that_were_not_measured_are_left_out() -> None:
-    assert targets.compare({"throughput": {}, "latency_ms": {}, "usual_percent": None}) == []
+    assert targets.compare({"throughput": {}, "latency_ms": {}, "usual_percent": {}, "following_us": {}}) == []
 
 
 def test_a_plot_is_well_formed_and_its_lines_keep_their_peaks(tmp_path: Path) -> None:
@@ -255,11 +348,28 @@ def sample(second: float, memory_mb: float) -> soak.Sample:
 
 
 def test_memory_that_climbs_is_told_from_memory_that_settles() -> None:
-    settles = [sample(second, min(60.0 + second, 90.0)) for second in range(100)]
-    climbs = [sample(second, 60.0 + second / 5) for second in range(100)]
-    assert soak.is_flat(settles)
-    assert not soak.is_flat(climbs)
-    assert soak.climb(climbs) == pytest.approx(49 / 5)
+    settles = [sample(second, min(60.0 + second, 90.0)) for second in range(1000)]
+    climbs = [sample(second, 60.0 + second / 300) for second in range(1000)]
+    assert soak.verdict(settles) == "flat"
+    assert soak.verdict(climbs) == "climbs"
+    assert soak.climb(climbs) == pytest.approx(6.0)
+    assert soak.bound(climbs) == 5.0
+    assert soak.bound([sample(0, 200.0)]) == 10.0
+
+
+def test_a_rise_with_a_backlog_is_told_from_one_without() -> None:
+    quiet = [sample(second, 60.0 + second / 100) for second in range(200)]
+    starved = [replace(sample(200.0 + second, 70.0 + second), in_flight=600) for second in range(10)]
+    after = [sample(210.0 + second, 79.0) for second in range(100)]
+    backlog, others = soak.rises([*quiet, *starved, *after], 1000.0)
+    assert backlog == pytest.approx(79 - quiet[-1].memory_mb)
+    assert others == pytest.approx(quiet[-1].memory_mb - quiet[155].memory_mb)
+    assert soak.rises([], 1000.0) == (0.0, 0.0)
+
+
+def test_a_short_soak_gives_no_verdict() -> None:
+    assert soak.verdict([sample(second, 60.0 + second) for second in range(599)]) == "too short to tell"
+    assert soak.verdict([]) == "too short to tell"
 
 
 def test_the_age_of_the_newest_record_is_seen_from_outside() -> None:
@@ -268,6 +378,87 @@ def test_the_age_of_the_newest_record_is_seen_from_outside() -> None:
     found = soak.ages(looks, blocks)
     assert found == [(0.0, 500.0), (0.75, 250.0), (1.25, 750.0)]
     assert [each.worst_ms for each in soak.with_ages([sample(1.1, 1), sample(2.2, 1)], found)] == [500.0, 750.0]
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
+    """Start programs that are ended with the test."""
+    with ExitStack() as stack:
+
+        def start(program: str) -> Child:
+            child = Child("program", [sys.executable, "-c", program], tmp_path, {}, piped=True)
+            stack.callback(child.stop)
+            return child
+
+        yield start
+
+
+def test_a_steady_state_begins_after_the_first_second_and_ends_with_the_load(
+    python: Callable[[str], Child],
+) -> None:
+    child = python("while True: pass")
+    watched = Steady(3.0)
+
+    def look(*looks: tuple[float, int]) -> None:
+        for at, count in looks:
+            watched.watch(Look(at, count, child, 0))
+
+    look((0.0, 0), (1.0, 10), (1.5, 400), (2.1, 400), (2.2, 500), (2.3, 500))
+    assert watched.found() == {}
+    until = child.cpu_seconds() + 0.1
+    while child.cpu_seconds() < until:
+        time.sleep(0.01)
+    look((3.0, 900), (3.5, 900), (4.1, 1500))
+    found = watched.found()
+    assert (found["messages"], found["seconds"], found["rate"]) == (400, 0.8, pytest.approx(500.0))
+    assert found["cpu_us"] >= 0.1e6 / 400
+    assert found["percent"] == pytest.approx(found["cpu_us"] * 500 / 1e4)
+    assert sum(found["threads"].values()) == pytest.approx(found["percent"], rel=0.3)
+
+
+def test_the_cpu_time_of_a_child_holds_its_threads_those_that_ended_too(python: Callable[[str], Child]) -> None:
+    child = python(
+        "import os, threading, time\n"
+        "def work():\n"
+        "    while time.thread_time() < 0.2: pass\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "while len(os.listdir('/proc/self/task')) > 1: pass\n"
+        "print(time.process_time(), flush=True); time.sleep(60)"
+    )
+    own: Any = child.line()
+    seconds, threads = child.cpu_seconds(), child.threads()
+    assert 0.2 <= own <= seconds < own + 0.1
+    assert list(threads) == [child.pid]
+    assert threads[child.pid] < seconds - 0.1
+
+
+def test_idle_time_of_the_cores_is_what_the_kernel_says() -> None:
+    up, idle = (float(text) for text in Path("/proc/uptime").read_text().split())
+    measured = idle_core_seconds()
+    assert idle - 1.0 <= measured  # which holds the time in which a disk was waited for, too
+    assert measured <= (up + 1.0) * (os.cpu_count() or 1)
+
+
+def share(rate: float, cpu_us: float = 5.0) -> shards.Share:
+    return shards.Share(0, 2, 1000, rate, cpu_us, 70.0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "idle", "word"),
+    [
+        ([1000, 990], 0.5, "holds"),
+        ([1000, 990], 0.0, "holds"),
+        ([1000, 840], 0.5, "MISSED"),
+        ([1000, 840], 0.05, "cores used up"),
+    ],
+)
+def test_an_added_process_is_judged_while_cores_are_idle(rates: list[float], idle: float, word: str) -> None:
+    first = shards.Outcome([share(1000)], 1000, 0.1, "", 1.0, 1000)
+    added = shards.Outcome([share(rate, 6.0) for rate in rates], sum(rates), 0.2, "", idle, 1000)
+    found = shards.verdict(first, added)
+    assert (found.word, found.processes, found.cpu_ratio) == (word, 2, 1.2)
+    assert found.ratio == min(rates) / 1000
+    assert str(found).startswith(f"{word}: 2 processes, 1,000 msg/s offered to each")
 
 
 def test_a_profile_counts_functions_and_leaves_waiting_out() -> None:
@@ -303,12 +494,68 @@ def test_a_traced_run_of_the_real_service_is_complete_and_timed(broker: Broker) 
     assert 0 <= measured.legs["send_to_read"]["p50"] <= measured.legs["send_to_ack"]["p50"]
 
 
+def test_a_run_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(broker: Broker) -> None:
+    watched = Steady(4.0)
+    task = Task(
+        PIPELINES["seeds"],
+        "realistic",
+        2000,
+        500,
+        stretch=500,
+        arrivals="recorded",
+        watch=watched.watch,
+        follow=True,
+    )
+    with RestServer() as rest, Run(task, broker.bootstrap_servers, rest.url) as prepared:
+        measured = prepared.measure()
+        follower = prepared.follower
+        with closing(prepared.topics.open_consumer()) as consumer:
+            begins = consumer.beginning_offsets(prepared.topics.partitions)
+    assert measured.fault == ""
+    assert isinstance(follower, Follower)
+    assert follower.read == 2005  # with the books
+    assert 0 < follower.deleted == sum(begins.values())
+    assert watched.found()["rate"] == pytest.approx(500, rel=0.25)
+
+
+def test_a_short_soak_of_the_real_service_is_sampled_timed_and_compared() -> None:
+    arguments = argparse.Namespace(broker="embedded", pipeline="fast", load="realistic", rate=500.0, seconds=4.0)
+    soaked = soak.soak(arguments)
+    found = soak.kept(arguments, soaked)["summary"]
+    assert (found["fault"], found["records"], found["verdict"]) == ("", 2000, "too short to tell")
+    assert 0 < found["age_ms"]["p50"] < 10_000
+    last = soaked.samples[-1]
+    assert min(last.memory_mb, last.broker_mb, last.harness_mb) > 5
+    assert found["memory_peak_mb"] >= max(each.memory_mb for each in soaked.samples) - 1
+    text = markdown.soak_section(soak.kept(arguments, soaked))
+    assert "**too short to tell**" in text
+    assert "every one read back" in text
+
+
+def test_what_a_follower_finds_missing_is_the_verdict(broker: Broker) -> None:
+    made = topics.RunTopics(broker.bootstrap_servers, peer=False)
+    value = (
+        b'{"s":"BTCUSDT","a":%d,"ingestion_timestamp":1,"source":"x",'
+        b'"event_type":"aggregate_trade","pipeline_version":"1"}'
+    )
+    follower = Follower(made)
+    follower.start()
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    for number in (1, 2, 4):
+        producer.send(f"{made.tag}-trades", value % number, partition=0)
+    producer.close()
+    assert follower.verdict({LINE: 4}, 3).endswith("4 came after 2")
+    follower.close()
+    made.close()
+
+
 def test_two_real_shards_send_every_stream_once_and_it_is_verified(broker: Broker) -> None:
     arguments = argparse.Namespace(load="realistic", frames=1500, rate=1500, pipeline="seeds")
     with RestServer() as rest:
         outcome = shards.run(2, arguments, broker.bootstrap_servers, rest.url)
     assert outcome.fault == ""
     assert [share.delivered for share in outcome.shares] == [1500, 1500]
+    assert (outcome.offered, outcome.idle >= 0, outcome.behind_seconds >= 0) == (1500, True, True)
     assert sum(share.streams for share in outcome.shares) == len(loads.streams("realistic").split(","))
 
 
@@ -316,3 +563,80 @@ def test_a_stream_on_two_shards_or_on_none_is_found() -> None:
     streams = loads.streams("trades").split(",")
     halves = [SimpleNamespace(streams=streams[:3]), SimpleNamespace(streams=streams[2:4])]
     assert shards._overlap(halves, "trades") == f"subscribed to so often: {{{streams[2]!r}: 2, {streams[4]!r}: 0}}"
+
+
+@pytest.mark.parametrize("load", following.MEASURED)
+def test_following_is_measured_on_events_that_all_come_out(load: str) -> None:
+    with RestServer() as rest:
+        measurement = following.Measurement(load, f"{rest.url}{LIVE}")
+        pairs = [
+            measurement.pair(chunk, plain_first=plain) for chunk in following.CHUNKS for plain in (True, False)
+        ]
+        measurement.close()
+    assert all(min(pair) > 0 for pair in pairs)
+    row = {"load": load, "chunk": 500} | following._row(pairs)
+    assert row["cost"] == statistics.median(pair.cost for pair in pairs)
+    assert f"{load}, chunks of 500" in following.text([row])
+
+
+def test_a_decoder_that_wants_no_ids_gives_the_same_values_without_them() -> None:
+    frames = list(loads.Encoder("realistic").payloads(1000))
+    made: dict[Any, Any] = {}
+    whole = EventDecoder(Topics("t", "d", "r"), made).decode(frames, 1).events
+    without = {key: msgspec.structs.replace(route, ids=None) for key, route in made.items()}
+    with following.ids_not_parsed():
+        plain = EventDecoder(Topics("t", "d", "r"), without).decode(frames, 1).events
+        with pytest.raises(AttributeError):  # the parser has no field of an id
+            EventDecoder(Topics("t", "d", "r"), made).decode(frames, 1)
+    assert [event.value for event in plain] == [event.value for event in whole]
+    assert {event.first_id for event in plain} == {NO_ID}
+    assert {event.first_id for event in whole} > {NO_ID, 1}
+
+
+def test_an_event_that_does_not_come_out_is_told() -> None:
+    with RestServer() as rest:
+        measurement = following.Measurement("trades", f"{rest.url}{LIVE}")
+        next(measurement._encoder.payloads(1))
+        try:
+            with pytest.raises(following.IncompleteError):
+                measurement.pair(500, plain_first=True)
+        finally:
+            measurement._stage.close()
+
+
+def test_a_place_of_the_page_is_rewritten_and_the_rest_is_left() -> None:
+    document = "a\n<!-- soak -->\n\nold\n\n<!-- end of soak -->\nb\n"
+    assert markdown.with_place(document, "soak", "new") == document.replace("old", "new")
+    assert markdown.with_place(document, "soak", "") == document
+    with pytest.raises(ValueError, match="no place"):
+        markdown.with_place(document, "shards", "x")
+
+
+def test_the_page_has_every_place_and_its_tables_can_be_made_from_what_is_kept() -> None:
+    document = (ROOT / "BENCHMARKS.md").read_text()
+    results = {broker: markdown.kept(broker) for broker in markdown.COMMANDS}
+    page = markdown.with_place(document, "results", markdown.section(results))
+    page = markdown.with_place(page, "shards", "x")
+    page = markdown.with_place(page, "soak", markdown.soak_section(markdown.kept("soak")))
+    assert page.count("![plot](benchmarks/results/") == 3
+    for name in re.findall(r"!\[plot\]\((.*?)\)", page):
+        assert (ROOT / name).is_file()
+
+
+def test_what_several_processes_brought_is_told_with_its_verdict() -> None:
+    first = shards.Outcome([share(1000)], 1000, 0.1, "", 1.0, 1000)
+    added = shards.Outcome([share(1000), share(990)], 1990, 0.2, "", 0.5, 1000)
+    rows = shards.report([first, added])
+    about = {
+        "machine": {"cores": 2},
+        "started": "2026-11-26",
+        "load_average": [1.0, 2.0],
+        "load": "trades",
+        "pipeline": "fast",
+        "broker": "embedded",
+        "seconds": 20.0,
+    }
+    text = markdown.shards_section(about | rows, about | {"rates": [rows]})
+    assert "| 1,000 | 2 | 99.0 % | 5.00, 5.00 | 0.50 | holds |" in text
+    assert "| 2 | 0 | 2 | 1,000 | 100% | 5.00 | 70 |" in text
+    assert markdown.shards_section({}, {}) == ""
