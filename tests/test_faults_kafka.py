@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -403,7 +404,9 @@ def test_a_disk_that_takes_no_more_costs_what_is_counted_and_is_used_again_when_
     scene.drained()
     before = scene["kafka_produced"]
     scene.service.wait_for(lambda: scene["kafka_produced"] > before + 1000, "it flows")
+    started = time.monotonic()
     final = scene.stop(expected=1)
+    assert time.monotonic() - started < 15, "waited for a disk that keeps what Kafka has already"
     assert set(final["messages_dropped_by_reason"]) == {"spool_failed"}
     findings = scene.lines().compared(scene.sent())
     assert findings.sent - findings.delivered == final["messages_dropped"]
