@@ -127,21 +127,26 @@ def own_broker(own_broker_factory: MakeBroker) -> Broker:
 
 
 @pytest.fixture
-def make_topic(broker: Broker) -> MakeTopic:
+def make_topic(broker: Broker) -> Iterator[MakeTopic]:
     """Make `make_topic(partitions=1, **configs)`, which creates a topic with a name of its own and returns it."""
+    made: list[str] = []
 
     def make(partitions: int = 1, **configs: str) -> str:
-        name = f"test-{uuid.uuid4().hex[:12]}"
-        create_topics(broker.bootstrap_servers, [name], partitions=partitions, configs=configs)
-        return name
+        made.append(f"test-{uuid.uuid4().hex[:12]}")
+        create_topics(broker.bootstrap_servers, made[-1:], partitions=partitions, configs=configs)
+        return made[-1]
 
-    return make
+    yield make
+    if made:
+        delete_topics(broker.bootstrap_servers, made)
 
 
 @pytest.fixture
-def topics(broker: Broker) -> Topics:
+def topics(broker: Broker) -> Iterator[Topics]:
     """Three topics with names of their own and three partitions each."""
-    return fresh_topics(broker.bootstrap_servers)
+    made = fresh_topics(broker.bootstrap_servers)
+    yield made
+    delete_topics(broker.bootstrap_servers, made.names)
 
 
 def fresh_topics(bootstrap_servers: str, *, partitions: int = 3, replication: int = 1) -> Topics:
@@ -168,6 +173,12 @@ def create_topics(
     with KafkaAdminClient(bootstrap_servers=bootstrap_servers) as admin:
         admin.create_topics(new)
         admin.wait_for_topics(list(names))
+
+
+def delete_topics(bootstrap_servers: str, names: Sequence[str]) -> None:
+    """Delete topics, those that are there: the embedded broker writes all that it holds to disk, again and again."""
+    with KafkaAdminClient(bootstrap_servers=bootstrap_servers) as admin:
+        admin.delete_topics(list(names), raise_errors=False)
 
 
 def read_all(bootstrap_servers: str, *topics: str, timeout: float = 20.0) -> list[Record]:
