@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-WORKERS := 3  # test processes at a time
+WORKERS := 5  # test processes at a time; they wait more than they work
 SECONDS := 1800
 RATE := 20000
 BROKER := embedded  # or kafka4, kafka3
 SEED := 7
 IMAGE := localhost/binance-ingestion:latest
+
+unexport PYTHONDONTWRITEBYTECODE  # or each of many hundred processes compiles every module anew
 
 .PHONY: help demo run test test-kafka check audit format bench bench-quick bench-spool bench-kafka bench-resume bench-shards bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
 
