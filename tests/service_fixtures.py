@@ -80,7 +80,7 @@ class ServiceProcess:
             assert time.monotonic() < deadline, (
                 f"not {what} within {within} s; last: {self.lines[-3:]} {self.errors}"
             )
-            time.sleep(0.01)
+            time.sleep(0.03)  # most conditions ask the service, which costs both of us
         return said
 
     def get(self, path: str) -> tuple[int, bytes]:
