@@ -194,7 +194,7 @@ def create_topics(
 
 
 def delete_topics(bootstrap_servers: str, names: Sequence[str]) -> None:
-    """Delete topics, those that are there: the embedded broker writes all that it holds to disk, again and again."""
+    """Delete those topics that are there: the embedded broker writes all that it holds again and again."""
     with KafkaAdminClient(bootstrap_servers=bootstrap_servers) as admin:
         admin.delete_topics(list(names), raise_errors=False)
 
