@@ -249,7 +249,7 @@ def test_a_handshake_that_never_completes_is_given_up(
 ) -> None:
     quiet.stall_handshake(1)
     service = start_service(quiet.ws_url, topics, CONNECTION_TIMEOUT_SECONDS=1, CONNECTION_RECONNECT_INTERVAL=0.05)
-    service.logged("connection_failed", within=10)
+    service.logged("connection_failed")
     service.ready()
     assert service.stop() == 0
 
@@ -288,7 +288,7 @@ def test_kafka_absent_at_start_stops_nothing_and_everything_is_delivered_when_it
     assert service.get("/health")[0] == 200
     assert balanced(service.status())
     broker.start()
-    service.ready(within=30)
+    service.ready()
     assert service.stop() == 0
     assert service.final["kafka_produced"] == len(records_in(topics)) == sent_by(market)
     assert_in_order(records_in(topics))
@@ -328,14 +328,14 @@ def test_beyond_every_bound_events_are_counted_and_named_as_lost_and_memory_stay
     )
     service.ready()
     own_broker.freeze()
-    service.wait_for(lambda: service.status()["messages_dropped"] > 1000, "events dropped", 30)
+    service.wait_for(lambda: service.status()["messages_dropped"] > 1000, "events dropped")
     assert "lost" in service.get("/ready")[1].decode()
     first = memory_mb(service.pid)
-    service.wait_for(lambda: service.status()["messages_dropped"] > 20_000, "many more dropped", 30)
+    service.wait_for(lambda: service.status()["messages_dropped"] > 20_000, "many more dropped")
     assert service.status()["messages_in_flight"] <= 2000
     assert memory_mb(service.pid) < first + 20
     started = time.monotonic()
-    assert service.stop(within=8) == 1
+    assert service.stop() == 1
     assert time.monotonic() - started < 7
     own_broker.thaw()
     final = service.final
@@ -383,7 +383,7 @@ def test_a_stop_during_start_up_is_obeyed(
     service.wait_for(lambda: blocks_signals(service.pid), "python started")
     timer = threading.Timer(delay, service.send)
     timer.start()
-    assert service.wait(within=10) == 0
+    assert service.wait(within=25) == 0
     timer.join()
     final = service.final
     assert balanced(final)
@@ -506,7 +506,7 @@ def test_a_stage_that_raises_ends_the_process_with_1_and_the_cause_in_the_log(
 ) -> None:
     script = BROKEN_STAGE.format(module=module, place=place)
     service = start_service(market.ws_url, topics, command=("-c", script), SHUTDOWN_TIMEOUT_SECONDS=3)
-    assert service.wait(within=15) == 1
+    assert service.wait(within=25) == 1
     (failure,) = service.events("worker_failed")
     assert "broken on purpose" in failure["exception"]
     assert balanced(service.final)
