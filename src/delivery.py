@@ -185,7 +185,8 @@ class Delivery:
 
     def _has_hope(self, connecting: Deadline) -> bool:
         on_their_way = self._sink.in_flight.records + self._sink.copies_in_flight.records
-        left = on_their_way or (self._spool.count and not self._held)
+        # In the direct mode all that is on disk was sent: a full disk may only refuse to let go of it.
+        left = on_their_way or (self._spool.count and not self._direct and not self._held)
         absent = not self._sink.ready and connecting.expired
         return bool(left) and not absent and self._drainer.alive
 

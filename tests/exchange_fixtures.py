@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_PATIENCE_S = 10
+_PATIENCE_S = 30
 
 
 class Client:
@@ -70,7 +70,7 @@ class Client:
                 return int.from_bytes(data[:2], "big"), data[2:].decode()
 
 
-def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], within: float = _PATIENCE_S) -> Any:
     """Poll until the condition holds and give what it said; fail after the deadline."""
     deadline = time.monotonic() + within
     while not (said := condition()):

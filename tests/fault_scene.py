@@ -67,11 +67,11 @@ class Scene:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             before = self["messages_received"]
-            self.service.wait_for(lambda before=before: self["messages_received"] > before, "reading goes on", 3)
+            self.service.wait_for(lambda before=before: self["messages_received"] > before, "reading goes on", 10)
             assert balanced(self.service.status())
             time.sleep(min(0.5, max(0.0, until - time.monotonic())))
 
-    def drained(self, within: float = 30.0) -> None:
+    def drained(self, within: float = 60.0) -> None:
         """Wait until nothing is on disk any more."""
         self.service.wait_for(lambda: not self["messages_spooled"], "drained", within)
 

@@ -238,7 +238,7 @@ def test_a_connection_that_is_lost_is_replaced_and_counted(
     lost_at = time.monotonic()
     lose(exchange)
     (line,) = eventually(lambda: of(logged, "connection_lost"))
-    assert time.monotonic() - lost_at < 0.5 + 1.0
+    assert time.monotonic() - lost_at < 0.5 + 5.0
     assert why in line["error"]
     eventually(lambda: len(of(logged, "subscription_confirmed")) == 2)
     after = reading.telemetry.snapshot()

@@ -371,7 +371,7 @@ def test_without_metadata_records_fail_instead_of_blocking(
         appender = PublicAppender(producers[0], fates)
         started = time.monotonic()
         appender.append(TopicPartition(make_topic(), 0), numbered(10))  # nobody has asked for this topic yet
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 3.0
     assert [error for _, error in fates.failed] == [KafkaTimeoutError] * 10
     assert set(fates.of.values()) == {Fate()}, "they never left"
 

@@ -364,7 +364,7 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
     tracemalloc.stop()
     assert after - before < 1_000_000  # what was offered would be 10 MB; the library asks for metadata meanwhile
     assert rig.sink.in_flight.full
-    assert rig.slowest < 0.25  # 0.02 on an idle machine; two processors are shared with other tests
+    assert rig.slowest < 1.0  # 0.02 on an idle machine; two processors are shared with other tests
     rig.accepted = Feed(topics, size=100).events(50_000)
     assert rig.count("messages_spooled") > 40_000
     own_broker.thaw()
@@ -387,7 +387,7 @@ def test_closing_before_a_frozen_broker_ends_in_time(
     rig.wait_for_delivery()
     own_broker.freeze()
     rig.send(Feed(topics).events(2_000))
-    assert rig.close(3.0) < 3.2
+    assert rig.close(3.0) < 4.5
     rig.assert_settled(produced=len(first), spooled=2_000)
     own_broker.thaw()  # what may be acknowledged from here on must not count any more
     rig.producers[0]._sender.join(5.0 if make_appender is BatchAppender else 0.5)
@@ -478,7 +478,7 @@ def test_events_wait_in_order_for_a_broker_that_comes_late(
     rig = make_rig(config(topics, linger_ms=0), records=30_000)
     rig.delivery.start()
     send_in_chunks(rig, feed, 20_000)
-    assert rig.slowest < 0.25
+    assert rig.slowest < 1.0
     broker.start()
     while not rig.sink.ready:
         rig.send(feed.events(5))
@@ -515,7 +515,7 @@ def test_closing_without_a_broker_ends_in_time(mute: bool, make_rig: MakeRig) ->
         rig.delivery.start()
         for _ in range(100):
             rig.send(Feed(topics).events(50))
-        assert rig.close(2.5) < 2.7
+        assert rig.close(2.5) < 4.0
         rig.assert_settled(produced=0, spooled=5_000)
 
 
@@ -675,7 +675,7 @@ def test_a_topic_that_was_deleted_is_made_again_without_a_wait(
     wait_until(lambda: metadata.partitions_for_topic(topics.trades) is None)
     for _ in range(20):
         rig.send(feed.events(100))
-    assert rig.slowest < 0.25
+    assert rig.slowest < 1.0
     rig.wait_for_delivery()
     rig.assert_settled(produced=2_000)
     assert_delivered_with_known_duplicates(rig, topics, rig.accepted)
@@ -728,7 +728,7 @@ started = time.monotonic()
 deadline = Deadline(3.0)
 delivery.finish(deadline)
 delivery.close(deadline)
-assert time.monotonic() - started < 3.3
+assert time.monotonic() - started < 4.5
 assert telemetry.snapshot()["messages_spooled"] == 10_000
 assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
 atexit.register(lambda: print("exiting at", time.monotonic()))  # runs before the exit handlers of earlier ones
@@ -752,11 +752,11 @@ def run_program(program: str, *arguments: str) -> str:
 @kafka_test
 def test_the_process_ends_quietly_before_a_frozen_broker(own_broker: Broker, tmp_path: Path) -> None:
     said = run_program(_PROGRAM, own_broker.bootstrap_servers, str(own_broker.pid), str(tmp_path / "spool"))
-    assert time.monotonic() - float(said.split()[-1]) < 1.5
+    assert time.monotonic() - float(said.split()[-1]) < 3
 
 
 @pytest.mark.parametrize("mute", [False, True])
 def test_the_process_ends_quietly_without_a_broker(mute: bool, tmp_path: Path) -> None:  # noqa: FBT001
     with mute_port() as server:
         said = run_program(_PROGRAM, server if mute else "127.0.0.1:1", "0", str(tmp_path / "spool"))
-    assert time.monotonic() - float(said.split()[-1]) < 1.5
+    assert time.monotonic() - float(said.split()[-1]) < 3

@@ -65,7 +65,7 @@ def test_the_old_connection_is_closed_only_when_each_stream_has_data_on_the_new_
 ) -> None:
     exchange = exchange_factory(rate=1_000, symbols=tuple(map(str.upper, SYMBOLS)))
     reading = open_lines(exchange.stream_url, COUNTED, rotate_after_seconds=2)
-    eventually(lambda: reading.count("rotations") == 1, within=20)
+    eventually(lambda: reading.count("rotations") == 1)
     reading.stop()
     places: dict[tuple[str, int], list[int]] = {}
     for place, event in enumerate(reading.handed):
@@ -104,7 +104,7 @@ def test_a_quiet_stream_does_not_keep_the_old_connection(
     eventually(lambda: of(logged, "subscription_confirmed"))
     exchange.burst(1, "BTCUSDT")
     eventually(lambda: reading.handed)
-    (line,) = eventually(lambda: of(logged, "connection_rotated"), within=20)
+    (line,) = eventually(lambda: of(logged, "connection_rotated"))
     assert 5 <= line["seconds"] < 8
     assert "streams_missing" not in line
 
@@ -231,15 +231,16 @@ def test_lines_of_one_age_are_rotated_some_time_apart(
 ) -> None:
     exchange = exchange_factory(rate=500, symbols=("BTCUSDT",))
     streams = ("btcusdt@trade", "btcusdt@aggTrade", "btcusdt@depth@100ms")
-    reading = open_lines(exchange.stream_url, streams, 1, rotate_after_seconds=2, reconnect_interval=1)
+    # Old enough for all three to have had their turn before the first is due again.
+    reading = open_lines(exchange.stream_url, streams, 1, rotate_after_seconds=3, reconnect_interval=0.8)
     began: dict[int, float] = {}
     while len(began) < 3:
         for line in of(logged, "rotation_started"):
             began.setdefault(line["connection"], time.monotonic())
         eventually(lambda: len(of(logged, "rotation_started")) > len(began) or len(began) == 3)
     first, second, third = sorted(began.values())
-    assert second - first >= 0.8
-    assert third - second >= 0.8
+    assert second - first >= 0.6
+    assert third - second >= 0.6
     assert reading.telemetry.connected
 
 
@@ -346,7 +347,7 @@ def test_a_stream_that_falls_silent_is_subscribed_to_again(
 ) -> None:
     exchange = exchange_factory(rate=500, symbols=("BTCUSDT", "ETHUSDT"))
     reading = open_lines(exchange.stream_url, ("btcusdt@trade", "ethusdt@trade"), **WATCHFUL)
-    eventually(lambda: reading.traffic().get("btcusdt@trade", 0) > 500)
+    eventually(lambda: reading.traffic().get("btcusdt@trade", 0) > 100)
     exchange.silence("btcusdt@trade")
     (line,) = eventually(lambda: of(logged, "streams_silent"))
     assert (line["streams"], line["remedy"]) == (["btcusdt@trade"], "resubscribe")
@@ -362,9 +363,9 @@ def test_a_stream_that_stays_silent_has_its_connection_replaced_once(
 ) -> None:
     exchange = exchange_factory(rate=500, symbols=("BTCUSDT", "ETHUSDT"))
     reading = open_lines(exchange.stream_url, ("btcusdt@trade", "ethusdt@trade"), **WATCHFUL)
-    eventually(lambda: reading.traffic().get("btcusdt@trade", 0) > 500)
+    eventually(lambda: reading.traffic().get("btcusdt@trade", 0) > 100)
     exchange.silence("btcusdt@trade", for_good=True)
-    (line,) = eventually(lambda: of(logged, "connection_rotated"), within=20)
+    (line,) = eventually(lambda: of(logged, "connection_rotated"))
     assert line["cause"] == "silence"
     assert [each["remedy"] for each in of(logged, "streams_silent")] == ["resubscribe", "rotate"]
     before = reading.traffic()["btcusdt@trade"]
@@ -378,9 +379,9 @@ def test_a_market_that_is_closed_is_left_alone_after_both_remedies(
     reading = open_lines(
         exchange.stream_url, ("btcusdt@trade", "ethusdt@trade"), rotate_overlap_seconds=1, **WATCHFUL
     )
-    eventually(lambda: reading.traffic().get("btcusdt@trade", 0) > 500)
+    eventually(lambda: reading.traffic().get("btcusdt@trade", 0) > 100)
     exchange.status("BREAK")
-    eventually(lambda: of(logged, "connection_rotated"), within=20)
+    eventually(lambda: of(logged, "connection_rotated"))
     time.sleep(3)  # for a third remedy, which is not to come
     assert [each["remedy"] for each in of(logged, "streams_silent")] == ["resubscribe", "rotate"]
     assert reading.lines.state()["streams_silent"] == 2
