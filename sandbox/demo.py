@@ -193,6 +193,7 @@ def _end(service: Part, view: Part, exchange: str | None) -> int:
 
 _SUMMARY = {
     "messages_received": "received",
+    "messages_backfilled": "fetched by REST",
     "kafka_produced": "delivered",
     "messages_skipped": "skipped",
     "messages_dropped": "dropped",
