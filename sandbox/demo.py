@@ -36,6 +36,7 @@ FOLDER = ROOT / "data" / "demo"
 KEPT_MINUTES = 5
 """The embedded broker holds all records in memory and writes them to one file, so it keeps few."""
 _START_SECONDS = 20.0
+_READY_SECONDS = 10.0
 _STOP_SECONDS = 40.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -87,12 +88,13 @@ def main() -> int:
     parser.add_argument("--live", action="store_true", help="read the live exchange instead of the simulated one")
     parser.add_argument("--rate", type=float, default=200, help="messages a second of the simulated exchange")
     parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for the log and the broker's data")
     arguments = parser.parse_args()
     for number in _STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
         with ExitStack() as stack:
-            return _demo(stack, arguments.rate, arguments.seconds, live=arguments.live)
+            return _demo(stack, arguments)
     except (DemoError, BrokerError, SettingsError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -104,30 +106,34 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _demo(stack: ExitStack, rate: float, seconds: float | None, *, live: bool) -> int:
+def _demo(stack: ExitStack, arguments: argparse.Namespace) -> int:
     settings = load_settings().kafka
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
     _say("starting the embedded broker")
-    broker = stack.enter_context(EmbeddedBroker(FOLDER / f"broker-{os.getpid()}"))
+    broker = stack.enter_context(EmbeddedBroker(folder / f"broker-{os.getpid()}"))
     stack.callback(shutil.rmtree, broker.folder, ignore_errors=True)
     environment = {
         "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
         "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
         "MONITORING_PORT": str(free_port()),
         "SPOOL_PATH": str(broker.folder / "spool"),
+        "LOG_FORMAT": "json",  # the last lines are read from it
+        "LOG_LEVEL": "INFO",
     }
     _create_topics(settings.model_copy(update={"bootstrap_servers": (broker.bootstrap_servers,)}))
-    exchange = None if live else _start_exchange(stack, rate, environment)
-    service = _start_service(stack, environment)
+    exchange = None if arguments.live else _start_exchange(stack, arguments.rate, environment)
+    log = folder / "service.log"
+    service = _start_service(stack, environment, log)
     _say(f"broker    {broker.bootstrap_servers} (keeps the last {KEPT_MINUTES} minutes)")
     _say(f"exchange  {environment.get('BINANCE_WS_BASE_URL', 'live')}")
-    _say(f"service   log in {FOLDER / 'service.log'}, metrics on {_monitoring(environment)}/metrics")
+    _say(f"service   log in {log}, metrics on {_monitoring(environment)}/metrics")
     _say(f"          live: .venv/bin/python monitoring.py --url {_monitoring(environment)} in another terminal")
     _say("what arrives in Kafka follows; Ctrl+C ends all of it\n")
     view = Part("the consumer", ["consumer_example.py", "--from-beginning"], environment, sys.stdout.buffer)
     stack.callback(view.stop)
-    _watch([service, view], seconds)
-    return _end(service, view, exchange)
+    _watch([service, view], arguments.seconds, f"{_monitoring(environment)}/ready")
+    return _end(service, view, exchange, log)
 
 
 def _create_topics(config: KafkaConfig) -> None:
@@ -150,49 +156,55 @@ def _start_exchange(stack: ExitStack, rate: float, environment: dict[str, str]) 
     return str(started["control"])
 
 
-def _start_service(stack: ExitStack, environment: dict[str, str]) -> Part:
+def _start_service(stack: ExitStack, environment: dict[str, str], log: Path) -> Part:
     _say("starting the service")
-    log = stack.enter_context((FOLDER / "service.log").open("wb"))
-    service = Part("the service", ["main.py"], environment, log)
+    service = Part("the service", ["main.py"], environment, stack.enter_context(log.open("wb")))
     stack.callback(service.stop)
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(f"{_monitoring(environment)}/health"):
         if service.process.poll() is not None or time.monotonic() > deadline:
-            raise DemoError(f"the service did not start; see {log.name}")
+            raise DemoError(f"the service did not start; see {log}")
         time.sleep(0.1)
     return service
 
 
-def _watch(parts: list[Part], seconds: float | None) -> None:
-    """Wait for Ctrl+C, the end of a part, or the end of the time."""
+def _watch(parts: list[Part], seconds: float | None, ready_url: str) -> None:
+    """Wait for Ctrl+C, the end of a part, or the end of the time; say once when nothing will be seen."""
     deadline = time.monotonic() + seconds if seconds else float("inf")
+    look_at = time.monotonic() + _READY_SECONDS
     try:
         while all(part.process.poll() is None for part in parts) and time.monotonic() < deadline:
             time.sleep(0.2)
+            if time.monotonic() > look_at:
+                look_at = float("inf")
+                if not _answers(ready_url):
+                    _say(f"the service is not ready yet; {ready_url} and its log say why")
     except KeyboardInterrupt:
         pass
     for number in _STOP_SIGNALS:  # the rest must run to its end
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end(service: Part, view: Part, exchange: str | None) -> int:
+def _end(service: Part, view: Part, exchange: str | None, log: Path) -> int:
     exit_code = service.stop()
     time.sleep(1.0)  # the view reads what came last
     view.stop()
-    metrics = _final_metrics()
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    metrics: dict[str, Any] = next((line for line in reversed(lines) if line.get("final")), {})
     sent = _sent(exchange) if exchange else None
     _say("")
     if sent is not None:
         _say(f"the exchange sent           {sent:>9} events")
     for name, meaning in _SUMMARY.items():
         _say(f"the service {meaning:16}{metrics.get(name, 0):>9}")
-    verdict = "see its log" if exit_code else "everything delivered"
+    verdict = _last_error(lines) if exit_code else "everything delivered"
     _say(f"the service's exit code     {exit_code:>9}  ({verdict})")
     return exit_code
 
 
 _SUMMARY = {
     "messages_received": "received",
+    "messages_backfilled": "fetched by REST",
     "kafka_produced": "delivered",
     "messages_skipped": "skipped",
     "messages_dropped": "dropped",
@@ -200,11 +212,10 @@ _SUMMARY = {
 }
 
 
-def _final_metrics() -> dict[str, Any]:
-    lines = [
-        json.loads(line) for line in (FOLDER / "service.log").read_text().splitlines() if line.startswith("{")
-    ]
-    return next((line for line in reversed(lines) if line.get("final")), {})
+def _last_error(lines: list[dict[str, Any]]) -> str:
+    told = (line for line in reversed(lines) if line["level"] in {"error", "critical"})
+    last = next(told, {"event": "see its log"})
+    return ": ".join(str(last[key]) for key in ("event", "error") if key in last)
 
 
 def _sent(exchange: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+from urllib.parse import quote, urlsplit
 
 from websocket import WebSocketException
 
@@ -85,7 +86,8 @@ class BinanceConnection:
 
     `chunks` and `replied` run on the reading thread; all else may be called from any other. What the exchange
     put on the wire before it answered our close frame is still read and given out. Each attempt begins with `url`,
-    the combined endpoint; only where that answers 404 does it go on with `base_url`.
+    the combined endpoint; only where that answers 404 does it go on with `base_url`, and only where that does too
+    with addresses that name streams.
     """
 
     def __init__(  # noqa: PLR0913 - what one connection needs
@@ -103,7 +105,7 @@ class BinanceConnection:
     ) -> None:
         self._number, self._slot = number, slot
         self._url = url
-        self._base_url = base_url or url
+        self._base_url = base_url
         self._settings = settings
         self._telemetry = telemetry
         self._owner = owner or Alone()
@@ -210,13 +212,25 @@ class BinanceConnection:
         self._state.notify_all()
 
     def _one_attempt(self) -> Iterator[Chunk]:
-        try:
-            yield from self._one_connection(self._url)
-        except NoEndpoint:
-            if self._base_url == self._url:
-                raise
-            self._telemetry.combined_endpoint_missing(self._number, self._url, self._base_url)
-            yield from self._one_connection(self._base_url)
+        addresses = self._addresses()
+        for url, instead in zip(addresses, [*addresses[1:], None], strict=True):
+            try:
+                yield from self._one_connection(url)
+            except NoEndpoint:
+                if instead is None:
+                    raise
+                self._telemetry.combined_endpoint_missing(self._number, url, instead)
+            else:
+                return
+
+    def _addresses(self) -> list[str]:
+        """Return where to go in turn; only a server that is not Binance's lacks the first."""
+        if self._base_url is None:
+            return [self._url]
+        parts = urlsplit(self._base_url)
+        named = "/".join(quote(stream, safe="!@+:") for stream in self._subscriptions.first_group())
+        combined, raw = f"{self._url}?streams={named}", f"{parts.scheme}://{parts.netloc}/ws/{named}"
+        return list(dict.fromkeys([self._url, self._base_url, *([combined, raw] if named else [])]))
 
     def _one_connection(self, url: str) -> Iterator[Chunk]:
         reader, cause = FrameReader(), ""

@@ -56,7 +56,7 @@ GAUGES = {
     "messages_spooled": "events on disk, to be sent when Kafka takes them",
     "messages_in_flight": "events handed to the producer and not acknowledged yet",
     "rest_weight_used": "request weight of this minute by all behind our IP, as the exchange last told it",
-    "connected": "1 when every stream is subscribed to on an open connection",
+    "connected": "1 when there is an open connection for every stream; subscribing may still go on",
     "gaps_open": "gaps that are neither filled nor given up",
     "ledger_backlog": "records of the gap ledger that are not in Kafka yet",
 }

@@ -233,7 +233,7 @@ class Continuity:
                 if hole.missing:
                     self._pass_on(self._ask(self._stream_of(hole.gap), hole))
             self._renew_snapshots(now)
-            self._settle_doubts()
+            self._settle_doubts(now)
             for lane in [lane for lane in self._lanes.values() if lane.queue]:
                 while (first := lane.waited_for()) is not None and first.since < now - self._patience(first):
                     self._pass_on(self._stop_waiting(lane, first, "waited_too_long"))
@@ -350,6 +350,7 @@ class Continuity:
         position = self._resumed.pop(self._name_before(stream), None)
         if position is None:
             return []
+        stream.continues = True
         self._fill_behind(stream, position.missing)
         first, last = missing_since(position, event)
         if first <= last:
@@ -362,13 +363,21 @@ class Continuity:
         """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
         hole = next((hole for hole in stream.holes if event.final and hole.offer(event)), None)
         if hole is None:
-            self._repeated(stream, stream.repeats_by(event))
-            self._doubted.add(stream)
-            self._renumber(stream, stream.renumbered(), source, out)
+            self._passed_by(stream, event, source, out)
             return
         if stream.event_type != BAR and hole.opener is not None and event.timestamp_ms > hole.opener.timestamp_ms:
             self._misnumbered(stream, hole, event)
         out += self._came(hole, 1)
+
+    def _passed_by(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
+        """Take an event whose id has passed: a repeat, of a new numbering, or of another time."""
+        apart = stream.hours_apart(event) if stream.was_never_there(event) else 0
+        if apart < 0:
+            self._follow(stream, event, out)
+            return
+        self._repeated(stream, stream.repeats_by(event))
+        self._doubted.add(stream)
+        self._renumber(stream, stream.suspects() if apart else stream.renumbered(), source, out)
 
     def _misnumbered(self, stream: Stream, hole: PlacedHole, event: Event) -> None:
         """Go on from an event inside a gap that is newer than the one which opened it: that one's id was wrong.
@@ -391,13 +400,18 @@ class Continuity:
         for hole in list(stream.holes):
             self._ledger.gap_unfillable(hole.gap, hole.give_up(hole.missing), "renumbered")
             out += self._came(hole, 0)
+        stream.begins_at = events[0].first_id
         for event in events:
             stream.take(event, source)
             self._follow(stream, event, out)
 
-    def _settle_doubts(self) -> None:
+    def _settle_doubts(self, now: float) -> None:
         for stream in list(self._doubted):
             self._repeated(stream, stream.refuted())
+            out: list[Event] = []
+            for event in stream.let_go(now):
+                self._follow(stream, event, out)
+            self._pass_on(out)
             if not stream.in_doubt:
                 self._doubted.discard(stream)
 
@@ -501,6 +515,7 @@ class Continuity:
     def _continue_late(self, stream: Stream) -> None:
         """Go on from where an earlier run ended, now that the first events of this one have passed."""
         position = self._resumed.pop(self._name_before(stream))
+        stream.continues = True
         missing = list(position.missing)
         if stream.first_seen is not None:
             first, last = missing_since(position, stream.first_seen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -72,6 +73,14 @@ def configure_logging(level: str = "INFO", log_format: str = "json") -> None:
     logging.raiseExceptions = False  # a closed stdout must not become a stream of tracebacks
     logging.captureWarnings(capture=True)
     _catch_uncaught()
+
+
+def end_logging() -> None:
+    """Write out what is left; with a stdout that nobody reads, Python would try again and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _lowest(library: str) -> str:

@@ -31,6 +31,10 @@ _SPEAKS_SECONDS = 60.0
 """A connection that has brought nothing of a stream for so long has no say in what is new."""
 _RENUMBERED_AFTER = 8
 """So many newer events in a row, consecutive among themselves but below the last id, are a new numbering."""
+_ANOTHER_TIME_MS = 3_600_000
+"""The exchange is never so late: such an event is of another time, which somebody plays again."""
+_DOUBT_SECONDS = 2.0
+"""How long an id that was never there is doubted while nothing of its stream follows."""
 
 
 class Verdict(Enum):
@@ -84,12 +88,16 @@ class Stream:
         self.latest: Event | None = None
         self.first_seen: Event | None = None
         """The first counted event of this run."""
+        self.begins_at = NO_ID
+        """The first id of this run, in the numbering that holds."""
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
         self.wants_snapshot = False
         self.snapshot_patience = SNAPSHOT_PATIENCE
         """Seconds that updates wait for a snapshot at most: less while none comes, more where it comes late."""
         self.snapshot_at = time.monotonic()
+        self.continues = False
+        """Whether an earlier run has brought some of it."""
         self.heard_on = (NO_ID, 0)
         """The connection of the last event that had to be looked at, and how often it had been opened."""
         self.received = 0
@@ -100,6 +108,9 @@ class Stream:
         self._taken_at = 0.0
         self._suspects: list[Event] = []
         self._suspected_at = 0
+        self._suspected_since = 0.0
+        self._let_go = 0
+        """How many of the suspects have been let go already."""
         self._told: tuple[int | None, int, int, int] = (None, 0, 0, 0)
 
     def judge(self, event: Event, source: int) -> Verdict:
@@ -126,6 +137,7 @@ class Stream:
         self._closes = self._closes or event.final
         if self.first_seen is None and event.first_id != NO_ID:
             self.first_seen = event
+            self.begins_at = event.first_id
         self.go_on_from(event)
 
     def go_on_from(self, event: Event) -> None:
@@ -145,6 +157,15 @@ class Stream:
             after = self.latest.first_id
         return after, event.first_id - 1
 
+    def was_never_there(self, event: Event) -> bool:
+        """Whether its id is below all that this run has brought."""
+        return event.last_id < self.begins_at
+
+    def hours_apart(self, event: Event) -> int:
+        """Return 1 for an event so much newer that it is of another time, -1 for one so much older, else 0."""
+        apart = event.timestamp_ms - self.latest.timestamp_ms if self.latest is not None else 0
+        return 0 if abs(apart) <= _ANOTHER_TIME_MS else 1 if apart > 0 else -1
+
     def repeats_by(self, event: Event) -> list[Event]:
         """Take note of an event whose id has passed and is not missing; return those that are repeats for sure.
 
@@ -156,14 +177,25 @@ class Stream:
         repeats: list[Event] = []
         goes_on = self._suspects and self._suspected_at + 1 == self.received
         if not goes_on or event.first_id != self._suspects[-1].last_id + 1:
-            repeats, self._suspects = self._suspects, []
+            repeats = self.suspects()
         self._suspects.append(event)
         self._suspected_at = self.received
+        self._suspected_since = time.monotonic()
         return repeats
 
     def renumbered(self) -> list[Event]:
         """Return the events of a new numbering once it is sure that there is one."""
         return self.suspects() if len(self._suspects) >= _RENUMBERED_AFTER else []
+
+    def let_go(self, now: float) -> list[Event]:
+        """Return the suspects that nothing has refuted for a while and that are repeats of nothing."""
+        waiting = self._suspects[self._let_go :]
+        if self.continues or now < self._suspected_since + _DOUBT_SECONDS:
+            return []
+        if not all(self.was_never_there(event) for event in waiting):
+            return []
+        self._let_go = len(self._suspects)
+        return waiting
 
     @property
     def in_doubt(self) -> bool:
@@ -175,8 +207,8 @@ class Stream:
         return self.suspects() if self.received > self._suspected_at else []
 
     def suspects(self) -> list[Event]:
-        """Give up the events of what may have been a new numbering."""
-        suspects, self._suspects = self._suspects, []
+        """Give up the events of what may have been a new numbering, but for those that were let go."""
+        suspects, self._suspects, self._let_go = self._suspects[self._let_go :], [], 0
         return suspects
 
     def position(self) -> Position:

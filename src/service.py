@@ -36,7 +36,7 @@ from src.ledger import Hours, Ledger
 from src.line import Parts, Slot
 from src.lines import Lines
 from src.listing import Listing
-from src.logger import configure_logging, get_logger
+from src.logger import configure_logging, end_logging, get_logger
 from src.memory import limit_arenas
 from src.other_shards import take_over
 from src.outbox import Outbox
@@ -310,7 +310,9 @@ def serve() -> int:
     limit_arenas()
     configure_logging(settings.logging.level, settings.logging.format)
     _warn_of_unknown_variables()
-    return Service(settings, spool).run()
+    exit_code = Service(settings, spool).run()
+    end_logging()
+    return exit_code
 
 
 def _warn_of_unknown_variables() -> None:

@@ -111,6 +111,10 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._wanted)
 
+    def first_group(self) -> tuple[str, ...]:
+        """Return as many of the streams as one request holds."""
+        return next(iter(subscribe_groups(self._wanted)), ())
+
     def due(self, now: float) -> bytes | None:
         """Return the next request when its time has come."""
         if self._changes:

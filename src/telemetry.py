@@ -426,7 +426,7 @@ class Telemetry:
         self._log.info("connection_opened", connection=connection, slot=slot, streams=streams)
 
     def combined_endpoint_missing(self, connection: int, url: str, instead: str) -> None:
-        """Log that frames will not name their streams; what tells its stream by itself is as always."""
+        """Log where the server is asked instead; frames may not name their streams there."""
         self._warn("combined_endpoint_missing", "answered 404", connection=connection, url=url, instead=instead)
 
     def connection_closed(self, connection: int, slot: int) -> None:

@@ -219,7 +219,7 @@ class Screen:
         table.add_row("last event", age, f"{ago}{self._total('streams')} streams")
         if lag and (legs := lags(self._history)):
             median, most = legs.pop("in all", ("-", "-"))
-            parts = ", ".join(f"{leg} {shown}" for leg, (shown, _) in legs.items())
+            parts = ", ".join(f"{leg.removeprefix('to ')} {shown}" for leg, (shown, _) in legs.items())
             table.add_row("lag", median, f"median, 99 % {most}; {parts}")
         spooled, limit = self._status.get("spool_bytes", 0), self._status.get("spool_bytes_limit", 0)
         if spooled or not brief:

@@ -21,11 +21,17 @@ _PATIENCE_S = 10.0
 class PlainExchange:
     """Serves one path, 404 under every other; sends `events` trades, then nothing.
 
-    `closes` as soon as it has shaken hands, or after it has answered a request.
+    `waits` for a request before it sends; `closes` as soon as it has shaken hands, or after it has answered.
     """
 
     def __init__(
-        self, path: str, events: int, *, answers: bool = True, closes: Literal["at once", "answered"] | None = None
+        self,
+        path: str,
+        events: int,
+        *,
+        answers: bool = True,
+        waits: bool = True,
+        closes: Literal["at once", "answered"] | None = None,
     ) -> None:
         self.asked: list[str] = []
         """The paths of all handshakes."""
@@ -35,6 +41,7 @@ class PlainExchange:
         self._path = path
         self._events = events
         self._answers = answers
+        self._waits = waits
         self._closes = closes
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="plain-exchange", daemon=True)
@@ -63,14 +70,17 @@ class PlainExchange:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if "Upgrade" in request.headers:  # what the exchange lists is asked for, too
-            self.asked.append(request.path)
-        if request.path != self._path:
+            self.asked.append(request.path_qs)
+        if request.path_qs != self._path:
             return web.Response(status=404)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         if self._closes == "at once":
             await socket.close()
         events = self._events
+        if not self._waits:
+            await self._send(socket, events)
+            events = 0
         async for message in socket:
             if message.type == WSMsgType.TEXT:
                 self.requests.append(json.loads(message.data))
@@ -84,8 +94,12 @@ class PlainExchange:
         if self._closes:
             await socket.close()
             return
+        await self._send(socket, events)
+
+    async def _send(self, socket: web.WebSocketResponse, events: int) -> None:
+        combined = self._path.startswith("/stream")
         for number in range(events):
-            await socket.send_str(trade(number) if self._path != "/stream" else wrapped(trade(number)))
+            await socket.send_str(wrapped(trade(number)) if combined else trade(number))
 
 
 def trade(number: int) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import BackfillConfig
-from src import continuity
+from src import continuity, sequences
 from src.buffer import Buffer
 from src.continuity import Continuity
 from src.events import Event, EventDecoder, Topics
@@ -468,6 +468,69 @@ def test_a_repeat_that_says_it_is_new_is_counted_once_the_old_numbering_goes_on(
     assert stage.counts()["messages_duplicate"] == 1
     assert stage.ids() == [1, 2, 3]
     assert equation_holds(stage.counts())
+
+
+HOUR = 3_600_000
+
+
+def test_what_is_older_by_more_than_an_hour_and_was_never_there_is_no_repeat(stage: Stage) -> None:
+    stage.came(trade(1_000), trade(7, at=-HOUR), trade(8, at=-HOUR), trade(1_001))
+    stage.came(trade(999, at=999), trade(1_000))  # these are late, by as much as the exchange may be, and repeated
+    assert stage.ids() == [1_000, 7, 8, 1_001]
+    assert stage.ledger == []
+    assert stage.counts()["messages_duplicate"] == 2
+
+
+def test_what_is_newer_by_more_than_an_hour_is_a_new_numbering_at_once(stage: Stage) -> None:
+    stage.came(trade(1_000, at=-3 * HOUR), trade(7, at=-HOUR), trade(8, at=-HOUR + 1), trade(7, at=-HOUR))
+    assert stage.ids() == [1_000, 7, 8]
+    assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 1_001, 7)]
+    assert stage.counts()["messages_duplicate"] == 1
+
+
+def test_recordings_of_several_times_are_all_let_through(stage: Stage) -> None:
+    recorded = [
+        *(trade(3_735, at=-500 * HOUR), trade(343, at=-900 * HOUR), trade(107, at=-9 * HOUR)),
+        *({**depth(first, first + 8), "E": T0 + hours * HOUR} for first, hours in ((500, -500), (51, -9))),
+        *(bar(number, 1, closed=True) for number in (900, 500)),
+    ]
+    stage.came(*recorded)
+    assert stage.counts()["messages_buffered"] == len(recorded) == len(stage.passed())
+
+
+def test_an_id_that_was_never_there_is_not_doubted_for_longer_than_its_stream_is_quiet(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.came(trade(1_000), trade(7, at=2_000), trade(8, at=2_001))
+    stage.continuity.tick()
+    assert stage.ids() == [1_000]
+    monkeypatch.setattr(sequences, "_DOUBT_SECONDS", 0.0)
+    stage.continuity.tick()
+    stage.continuity.tick()
+    assert stage.ids() == [7, 8]
+    stage.came(*(trade(9 + number, at=3_000 + number) for number in range(6)))
+    assert stage.ids() == [9, 10, 11, 12, 13, 14]
+    assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 1_001, 9)]
+    stage.came(trade(11, at=4_000))  # it has been there
+    stage.continuity.tick()
+    assert stage.ids() == []
+    stage.continuity.close()
+    assert stage.counts()["messages_duplicate"] == 1
+    assert equation_holds(stage.counts())
+
+
+def test_an_id_that_an_earlier_run_may_have_brought_is_doubted_until_its_stream_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequences, "_DOUBT_SECONDS", 0.0)
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)})
+    stage.came(trade(101), trade(7, at=2_000))
+    stage.continuity.tick()
+    assert stage.ids() == [101]
+    stage.came(trade(102))
+    stage.continuity.tick()
+    assert stage.ids() == [102]
+    assert stage.counts()["messages_duplicate"] == 1
 
 
 def test_bars_follow_each_other_once_they_are_closed(stage: Stage) -> None:

@@ -75,15 +75,33 @@ def test_where_there_is_no_combined_endpoint_the_base_itself_is_used(
     assert (service.final["connection_attempts"], service.final["connection_failures"]) == (1, 0)
 
 
-def test_where_neither_is_there_every_attempt_fails(
+@pytest.mark.parametrize("path", ["/ws/btcusdt@trade", "/stream?streams=btcusdt@trade"])
+def test_where_only_addresses_that_name_streams_are_served_they_are_used(
+    path: str, plain_exchange: StartExchange, topics: Topics, start_service: StartService
+) -> None:
+    exchange = plain_exchange(path, answers=False, waits=False)
+    service = start_service(f"ws://127.0.0.1:{exchange.port}/ws", topics, BINANCE_STREAMS="btcusdt@trade")
+    delivered(service)
+    assert_all_in_kafka(topics, service)
+    assert exchange.asked[:2] == ["/stream", "/ws"]
+    assert exchange.asked[-1] == path
+    assert (service.final["connection_attempts"], service.final["connection_failures"]) == (1, 0)
+
+
+def test_where_nothing_is_there_every_attempt_fails(
     plain_exchange: StartExchange, topics: Topics, start_service: StartService
 ) -> None:
     exchange = plain_exchange("/elsewhere")
     service = start_service(
-        f"ws://127.0.0.1:{exchange.port}/ws", topics, CONNECTION_RECONNECT_INTERVAL=0.01, CONNECTION_MAX_RETRIES=3
+        f"ws://127.0.0.1:{exchange.port}/ws",
+        topics,
+        BINANCE_STREAMS="btcusdt@trade",
+        CONNECTION_RECONNECT_INTERVAL=0.01,
+        CONNECTION_MAX_RETRIES=3,
     )
     assert service.wait() == 1
-    assert exchange.asked == ["/stream", "/ws"] * 3
+    named = ["/stream?streams=btcusdt@trade", "/ws/btcusdt@trade"]
+    assert exchange.asked == ["/stream", "/ws", *named] * 3
     assert "answered 404" in service.logged("gave_up")["error"]
     assert service.final["connection_failures_by_reason"] == {"not_opened": 3}
 

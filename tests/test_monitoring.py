@@ -207,6 +207,13 @@ def test_the_lag_is_that_of_the_last_readings_and_not_of_the_whole_life() -> Non
     assert re.search(r"in all +75 ms +100 ms", drawn(history_of(slow, quick), width=120, height=40))
 
 
+def test_the_lag_of_each_leg_is_whole_on_eighty_columns() -> None:
+    status = flowing(1000)
+    histogram = status["latency"]["legs"]["exchange_to_ack"]
+    status["latency"]["legs"] |= dict.fromkeys(("exchange_to_read", "read_to_flush", "flush_to_ack"), histogram)
+    assert re.search(r"99 % \S+ m?s; read \S+ ms, flush \S+ ms, ack \S+ ms", drawn(history_of(flowing(0), status)))
+
+
 @pytest.mark.parametrize(
     ("counts", "share", "expected"),
     [
