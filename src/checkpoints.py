@@ -22,6 +22,7 @@ from src.deadline import Deadline
 from src.holes import Interval, Position
 from src.kafka_producer import topic_names
 from src.kafka_reader import KafkaReader
+from src.lost import Lost
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -137,8 +138,10 @@ class CheckpointWriter:
         on_exit: Callable[[Worker], None],
         resumed: Callable[[], bool],
         shard: str = "0/1",
+        lost: Lost | None = None,
     ) -> None:
         self._kafka = kafka
+        self._lost = lost or Lost()
         self._shard = shard
         self._interval = interval
         self._sink = sink
@@ -189,6 +192,9 @@ class CheckpointWriter:
         while self._delivery.settled_up_to() < self._delivery.first_seq + count - 1:
             if pause():
                 return
+        for stream, ids in self._lost.since().items():  # settled, but not in Kafka
+            if stream in positions:
+                positions[stream] = positions[stream].lacking(ids)
         self._send(positions, offsets)
 
     def _ends(self) -> dict[TopicPartition, int]:

@@ -15,6 +15,8 @@ from src.holes import Interval, Position, without
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from src.events import Event
+
 _TYPE_MARK = b'"event_type":"'
 
 
@@ -99,6 +101,13 @@ def place(value: bytes, kind: bytes) -> Place | None:
         return placed(decode(value))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def place_of(event: Event) -> Place | None:
+    """Return where an event stands that was decoded, or read from disk, where no ids are beside it."""
+    if event.first_id <= event.last_id and event.route.stream:
+        return Place(event.route.stream, event.first_id, event.last_id, event.final)
+    return place(event.value, event.route.event_type.encode())
 
 
 class _Stream:

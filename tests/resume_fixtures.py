@@ -20,6 +20,7 @@ from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import EventDecoder
 from src.kafka_producer import KafkaSink, topic_names
+from src.lost import Lost
 from src.resume import Resume
 from src.spool import Spool
 from src.telemetry import Telemetry
@@ -145,7 +146,10 @@ class Run:
         self.sink = KafkaSink(
             kafka, DeliveryConfig(max_in_flight_records=in_flight), self.telemetry, self.ended.append
         )
-        self.delivery = Delivery(self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append)
+        self.lost = Lost()
+        self.delivery = Delivery(
+            self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append, self.lost
+        )
         self.standing = Standing()
         self.resume = Resume(
             kafka,
@@ -167,6 +171,7 @@ class Run:
             self.telemetry,
             self.ended.append,
             lambda: self.resume.done,
+            lost=self.lost,
         )
         self._decoder = EventDecoder(topic_names(kafka))
         self._open = True
