@@ -59,6 +59,7 @@ class _StreamRecord(msgspec.Struct):
     at_ms: int
     shard: str
     version: int
+    event_ms: int = 0
 
 
 class _OffsetsRecord(msgspec.Struct):
@@ -97,7 +98,9 @@ def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Che
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
         if record.version == VERSION:
-            positions[record.stream] = Position(record.stream, record.last, tuple(record.missing), record.final)
+            missing = tuple(record.missing)
+            position = Position(record.stream, record.last, missing, record.final, record.event_ms)
+            positions[record.stream] = position
             shards.add(record.shard)
             at_ms = max(at_ms, record.at_ms)
     offsets = _lowest_offsets([latest.get(f"{_PREFIX}{shard}".encode()) for shard in shards])
@@ -207,7 +210,7 @@ class CheckpointWriter:
         changed = {stream: each for stream, each in positions.items() if self._written.get(stream) != each}
         streams = {
             stream.encode(): _StreamRecord(
-                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION
+                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION, each.at_ms
             )
             for stream, each in changed.items()
         }

@@ -336,10 +336,10 @@ class Continuity:
         """
         if stream.first_seen is not None or event.first_id == NO_ID:
             return False
-        if not _now_ms() - _RECORDING_MS < event.timestamp_ms <= self._resumed_until_ms:
-            return False
         position = self._resumed.get(self._name_before(stream))
         if position is None:
+            return False
+        if not _now_ms() - _RECORDING_MS < event.timestamp_ms <= (position.at_ms or self._resumed_until_ms):
             return False
         return event.last_id < position.last or (event.last_id == position.last and position.final and event.final)
 
@@ -370,13 +370,20 @@ class Continuity:
         position = self._resumed.pop(self._name_before(stream), None)
         if position is None:
             return []
-        self._fill_behind(stream, position.missing)
         first, last = missing_since(position, event)
-        if first <= last:
-            return self._jumped(stream, event, (first, last), "resume", source)
         if first > event.first_id:
-            self._ledger.renumbered(stream.name, stream.symbol, first, event.first_id)
-        return []
+            self._counted_anew(stream, position, first, event)
+            return []
+        self._fill_behind(stream, position.missing)
+        return self._jumped(stream, event, (first, last), "resume", source) if first <= last else []
+
+    def _counted_anew(self, stream: Stream, position: Position, expected: int, event: Event) -> None:
+        """Go on with a new numbering where an earlier run ended; its ids mean nothing any more."""
+        self._ledger.renumbered(stream.name, stream.symbol, expected, event.first_id)
+        for first, last in position.missing:
+            gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
+            self._ledger.gap_opened(gap)
+            self._ledger.gap_unfillable(gap, [(first, last)], "renumbered")
 
     def _late(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
@@ -406,6 +413,7 @@ class Continuity:
         if not events:
             return
         self._ledger.renumbered(stream.name, stream.symbol, stream.after, events[0].first_id)
+        self._lost.forget(stream.name, sys.maxsize)
         if stream.event_type == DEPTH:
             self._want_snapshot(stream)
         for hole in list(stream.holes):
@@ -522,6 +530,10 @@ class Continuity:
         """Go on from where an earlier run ended, now that the first events of this one have passed."""
         position = self._resumed.pop(self._name_before(stream))
         missing = list(position.missing)
+        begun = stream.first_seen
+        if begun is not None and begun.first_id <= position.last and begun.timestamp_ms > position.at_ms > 0:
+            self._counted_anew(stream, position, position.last + 1, begun)
+            return
         if stream.first_seen is not None:
             first, last = missing_since(position, stream.first_seen)
             missing += [(first, last)] if first <= last else []

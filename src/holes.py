@@ -49,6 +49,8 @@ class Position(NamedTuple):
     missing: tuple[Interval, ...] = ()
     final: bool = True
     """Of a bar: whether its closing frame was seen. True for everything else."""
+    at_ms: int = 0
+    """When the exchange sent the last one, ms since the epoch; 0: not known."""
 
     def lacking(self, ids: Iterable[Interval]) -> Position:
         """Return the same with these ids missing too, as far as they are not behind the last."""

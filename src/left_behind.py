@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from src.coverage import place_of
+from src.coverage import place_of, sent_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,8 @@ class LeftBehind:
             if event.seq % _READ_AT_ONCE == 0 and stopped():
                 return
             if (seen := place_of(event)) is not None:
-                coverage.saw(seen)
+                kind = event.route.event_type.encode()
+                coverage.saw(seen, sent_at(event.value, kind, event.timestamp_ms))
 
     def _events(self) -> Iterator[Event]:
         after = 0
