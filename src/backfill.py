@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
-from src.binance_rest import Closed, Limited, Refused, RestError, Unreachable, depth_weight
+from src.binance_rest import Closed, Foreign, Limited, Refused, RestError, Unreachable, depth_weight
 from src.fill_queue import Fill, FillQueue, Snapshot
 from src.outage import Outage, Pace
 from src.refetch import WEIGHTS, Refetch, answers_needed, refetchable
@@ -32,6 +32,7 @@ WORKERS = 4
 MAX_GAPS = 10_000
 _BACKGROUND_SHARE = 0.75
 """Of the budget: the rest is kept for gaps that live events wait for."""
+_DEPTH = "depth_snapshot"
 _FINISH_SECONDS = 3.0
 _JOIN_SECONDS = 1.0
 _USUAL_ANSWER_SECONDS = 0.1
@@ -84,6 +85,8 @@ class Backfill:
         self._queue = FillQueue()
         self._refetch = Refetch(rest, topics, telemetry)
         self._outage = Outage(pace)
+        self._absent = {kind: Outage(pace) for kind in (*WEIGHTS, _DEPTH)}
+        """How long each endpoint is left alone where somebody else answers, by what it is asked for."""
         self._answer_seconds = _USUAL_ANSWER_SECONDS
         self._lock = threading.Lock()  # guards what is promised, and who is awaited
         self._promised = 0
@@ -163,7 +166,7 @@ class Backfill:
             events = self._refetch.page(gap, missing[0])
         except RestError as error:
             return self._failed(fill, error)
-        self._worked(time.monotonic() - started)
+        self._worked(gap.event_type, time.monotonic() - started)
         return self._took(fill, missing[0], events)
 
     def _unfillable(self, fill: Fill) -> str | None:
@@ -179,7 +182,7 @@ class Backfill:
         answers = answers_needed(fill.gap, missing)
         promised = self._promise(fill, answers * WEIGHTS[fill.gap.event_type])
         seconds = max(answers * self._answer_seconds, self._rest.budget.wait_for(promised))
-        if self._outage.remaining() > 0:
+        if self._away(fill.gap.event_type) > 0:
             self._give_up_order(fill, Unreachable.reason)
         elif seconds > self._settings.max_wait_seconds >= self._rest.budget.wait_for(WEIGHTS[fill.gap.event_type]):
             self._give_up_order(fill, "too_large")
@@ -188,7 +191,7 @@ class Backfill:
         """Reserve the weight of one answer, or return how long to wait; live events pass if that is long."""
         if self._time_left(fill) <= 0:
             self._let_go(fill)  # Continuity has let them pass
-        if (wait := self._outage.remaining()) > 0:
+        if (wait := self._away(fill.gap.event_type)) > 0:
             self._give_up_order(fill, Unreachable.reason)
             return wait
         wait = self._rest.budget.reserve(weight, 1.0 if fill.awaited else _BACKGROUND_SHARE)
@@ -221,8 +224,20 @@ class Backfill:
             self._promised += change
             return self._promised
 
-    def _worked(self, seconds: float) -> None:
+    def _away(self, kind: str) -> float:
+        """Return the seconds for which this is not to be asked for, as the exchange was not there."""
+        return max(self._outage.remaining(), self._absent[kind].remaining())
+
+    def _went_away(self, error: Unreachable, kind: str) -> None:
+        (self._absent[kind] if isinstance(error, Foreign) else self._outage).began()
+        self._let_pass(error, kind)
+
+    def _came_back(self, kind: str) -> None:
         self._outage.over()
+        self._absent[kind].over()
+
+    def _worked(self, kind: str, seconds: float) -> None:
+        self._came_back(kind)
         self._answer_seconds = 0.8 * self._answer_seconds + 0.2 * seconds
 
     def _took(self, fill: Fill, asked: Interval, events: list[Event]) -> float | None:
@@ -268,12 +283,11 @@ class Backfill:
             self._continuity.abandon(fill.gap, reason)
             return None
         if isinstance(error, Limited):
-            self._let_pass(error)
+            self._let_pass(error, fill.gap.event_type)
             return error.retry_after
         if isinstance(error, Unreachable):
-            self._outage.began()
-            self._let_pass(error)
-            return self._outage.remaining()
+            self._went_away(error, fill.gap.event_type)
+            return self._away(fill.gap.event_type)
         return self._next_delay(fill, self._pace.longest_delay if fill.awaited else self._pace.longest_retry)
 
     def _for_good(self, fill: Fill, error: RestError) -> str | None:
@@ -283,11 +297,14 @@ class Backfill:
                 return "invalid_symbol"
             return "refused" if fill.failures + 1 >= self._pace.tries else None
         old = time.monotonic() - fill.requested_at >= self._pace.failing_after
-        return "rest_failing" if old and not isinstance(error, Limited | Unreachable) else None
+        absent = isinstance(error, Limited | Unreachable) and not isinstance(error, Foreign)
+        return "rest_failing" if old and not absent else None
 
-    def _let_pass(self, error: Limited | Unreachable) -> None:
+    def _let_pass(self, error: Limited | Unreachable, kind: str) -> None:
         """Give up the order of every gap that cannot be filled in time now."""
         for fill in self._queue.awaited():
+            if isinstance(error, Foreign) and fill.gap.event_type != kind:
+                continue
             if isinstance(error, Unreachable) or error.retry_after > self._time_left(fill):
                 self._give_up_order(fill, error.reason)
 
@@ -312,7 +329,7 @@ class Backfill:
             event = self._refetch.snapshot(stream, task.symbol, levels)
         except RestError as error:
             return self._no_snapshot(task, error)
-        self._outage.over()
+        self._came_back(_DEPTH)
         if not self._continuity.offer_snapshot(stream, event):
             return self._next_delay(task, self._pace.longest_retry)
         self._telemetry.snapshot_taken(stream, event.last_id)
@@ -320,7 +337,7 @@ class Backfill:
 
     def _snapshot_must_wait(self, task: Snapshot, weight: int) -> float:
         """Reserve the weight, or return how long to wait; depth passes meanwhile if that is long."""
-        if (wait := self._outage.remaining()) > 0:
+        if (wait := self._away(_DEPTH)) > 0:
             self._continuity.abandon_snapshot(task.stream, f"rest_{Unreachable.reason}")
             return wait
         wait = self._rest.budget.reserve(weight)
@@ -332,14 +349,13 @@ class Backfill:
         if isinstance(error, Closed):
             return 0.0
         if isinstance(error, Unreachable):
-            self._outage.began()
-            self._let_pass(error)
+            self._went_away(error, _DEPTH)
         elif isinstance(error, Limited):
-            self._let_pass(error)
+            self._let_pass(error, _DEPTH)
         permanent = isinstance(error, Refused) and not error.passing
         named = isinstance(error, Refused) and error.invalid_symbol
         self._continuity.abandon_snapshot(task.stream, "invalid_symbol" if named else f"rest_{error.reason}")
         if permanent and (named or task.failures + 1 >= self._pace.tries):
             return None
         delay = self._next_delay(task, self._pace.longest_retry)
-        return error.retry_after if isinstance(error, Limited) else max(delay, self._outage.remaining())
+        return error.retry_after if isinstance(error, Limited) else max(delay, self._away(_DEPTH))

@@ -39,6 +39,8 @@ _TOO_MANY_REQUESTS = -1003
 _INVALID_SYMBOL = frozenset({-1121, -1100})
 _PASSING = frozenset({403, 408, 451})
 """Statuses below 500 that say nothing about the request: a firewall, a time-out, a place."""
+_PASSING_CODES = frozenset({-1000, -1001, -1006, -1007, -1008, -1016})
+"""The exchange's codes that say nothing about the request: unknown, disconnected, odd, late, busy, ending."""
 _CHUNK = 64 * 1024
 
 
@@ -49,9 +51,16 @@ class RestError(Exception):
 
 
 class Unreachable(RestError):  # noqa: N818 - these are named after the fact
-    """Nobody answered: refused, reset, no such host, or not within the time."""
+    """The exchange did not answer: refused, reset, no such host, or not within the time."""
 
     reason = "unreachable"
+
+
+class Foreign(Unreachable):
+    """Somebody else answered, for the exchange gives every error a code: a proxy, a firewall, a page, a redirect.
+
+    It speaks of this endpoint only: another one may well be served.
+    """
 
 
 class Refused(RestError):  # noqa: N818
@@ -68,7 +77,8 @@ class Refused(RestError):  # noqa: N818
     @property
     def passing(self) -> bool:
         """Whether the same request may be served later."""
-        return self.status >= 500 or self.status in _PASSING  # noqa: PLR2004 - the server's own errors
+        own = self.status >= 500 or self.status in _PASSING  # noqa: PLR2004 - the server's own errors
+        return own or self.code in _PASSING_CODES
 
     @property
     def invalid_symbol(self) -> bool:
@@ -218,7 +228,7 @@ class BinanceRest:
             response, body = self._exchange(endpoint, query)
             used = _number(response.headers.get(_USED))
             if response.status != 200:  # noqa: PLR2004 - all others carry no data
-                raise self._refusal(response, body)
+                raise self._refusal(endpoint, response, body)
             if not body:
                 raise Malformed(f"{endpoint}: empty answer")
         except RestError as error:
@@ -259,14 +269,17 @@ class BinanceRest:
                 raise
             return self._http.request("GET", url, fields=fields, preload_content=False, redirect=False)
 
-    def _refusal(self, response: urllib3.BaseHTTPResponse, body: bytes) -> RestError:
+    def _refusal(self, endpoint: str, response: urllib3.BaseHTTPResponse, body: bytes) -> RestError:
         try:
             error = _error_body(body)
         except (msgspec.DecodeError, UnicodeError):
             error = _ErrorBody(None, body[:200].decode("utf-8", "backslashreplace"))
         status = response.status
         if status not in _LIMITED and error.code != _TOO_MANY_REQUESTS:
-            return Refused(status, error.code, error.msg)
+            coded = error.code is not None and error.code < 0  # 0 is no code of its errors.md
+            if coded or status >= 500 or status == 408:  # noqa: PLR2004 - its servers' own, soon over
+                return Refused(status, error.code, error.msg)
+            return Foreign(f"{endpoint}: status {status} without a code of the exchange: {error.msg}")
         told = _number(response.headers.get("Retry-After"))
         seconds = _LIMITED.get(status, 60.0) if told is None else float(told)
         limited = Limited(status, min(seconds, _LONGEST_PAUSE), error.msg)

@@ -22,6 +22,7 @@ from src.deadline import Deadline
 from src.holes import Interval, Position
 from src.kafka_producer import topic_names
 from src.kafka_reader import KafkaReader
+from src.lost import Lost
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _StreamRecord(msgspec.Struct):
     at_ms: int
     shard: str
     version: int
+    event_ms: int = 0
 
 
 class _OffsetsRecord(msgspec.Struct):
@@ -96,7 +98,9 @@ def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Che
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
         if record.version == VERSION:
-            positions[record.stream] = Position(record.stream, record.last, tuple(record.missing), record.final)
+            missing = tuple(record.missing)
+            position = Position(record.stream, record.last, missing, record.final, record.event_ms)
+            positions[record.stream] = position
             shards.add(record.shard)
             at_ms = max(at_ms, record.at_ms)
     offsets = _lowest_offsets([latest.get(f"{_PREFIX}{shard}".encode()) for shard in shards])
@@ -137,8 +141,10 @@ class CheckpointWriter:
         on_exit: Callable[[Worker], None],
         resumed: Callable[[], bool],
         shard: str = "0/1",
+        lost: Lost | None = None,
     ) -> None:
         self._kafka = kafka
+        self._lost = lost or Lost()
         self._shard = shard
         self._interval = interval
         self._sink = sink
@@ -189,6 +195,9 @@ class CheckpointWriter:
         while self._delivery.settled_up_to() < self._delivery.first_seq + count - 1:
             if pause():
                 return
+        for stream, ids in self._lost.since().items():  # settled, but not in Kafka
+            if stream in positions:
+                positions[stream] = positions[stream].lacking(ids)
         self._send(positions, offsets)
 
     def _ends(self) -> dict[TopicPartition, int]:
@@ -201,7 +210,7 @@ class CheckpointWriter:
         changed = {stream: each for stream, each in positions.items() if self._written.get(stream) != each}
         streams = {
             stream.encode(): _StreamRecord(
-                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION
+                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION, each.at_ms
             )
             for stream, each in changed.items()
         }

@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from src.holes import joined, without
+from src.holes import include, joined, without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from src.holes import Interval
 
@@ -67,8 +67,14 @@ class StreamReport:
     hours_backfilled: int = 0
     order_given_up: int = 0
     renumbered: int = 0
-    dropped: dict[str, list[Interval]] = field(default_factory=dict)
-    """Ids that came and were lost before Kafka had them, by reason."""
+    gone: dict[str, list[Interval]] = field(default_factory=dict)
+    """Ids that were given up or dropped, by reason, and neither came since nor are looked for again."""
+    lost: list[Interval] = field(default_factory=list)
+    """Ids that came and were dropped before Kafka had them, and did not come since."""
+    drops: int = 0
+    """Holes that were dropped."""
+    never_came: list[Interval] = field(default_factory=list)
+    """Ids of gaps that the stream left out; what was dropped and looked for again had come."""
     snapshots_ms: list[int] = field(default_factory=list)
 
     @property
@@ -89,29 +95,20 @@ class StreamReport:
     @property
     def missing(self) -> list[Interval]:
         """Ids that were given up or dropped, and did not come later all the same."""
-        gone = [ids for hole in self.holes.values() for some in hole.given_up.values() for ids in some]
-        gone += [ids for some in self.dropped.values() for ids in some]
-        gone = joined(gone)
-        for first, last in (ids for hole in self.holes.values() for ids in hole.came):
-            gone = without(gone, first, last)
-        return gone
+        return joined(ids for some in self.gone.values() for ids in some)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many ids, or bars, were given up or dropped, by reason."""
-        counted: Counter[str] = Counter()
-        for given_up in (*(hole.given_up for hole in self.holes.values()), self.dropped):
-            for reason, ids in given_up.items():
-                counted[reason] += self.count(ids)
-        return dict(counted)
+        """How many of the missing ids, or bars, were given up or dropped, by reason."""
+        return {reason: self.count(ids) for reason, ids in self.gone.items() if ids}
 
     @property
     def unexplained(self) -> int:
         """Ids that neither came nor are in a gap, by arithmetic; 0 where that does not apply."""
         if self.event_type not in _ONE_ID_EACH or self.renumbered or not self.told:
             return 0
-        gaps = joined(hole.ids for hole in self.holes.values())
-        return max(0, size(self.ids) - (self.received - self.duplicates) - size(gaps))
+        of_hours = size(joined([*self.told, *self.never_came])) - size(self.never_came)
+        return max(0, of_hours - (self.received - self.duplicates))
 
     @property
     def untold(self) -> int:
@@ -125,12 +122,31 @@ class StreamReport:
         if self.event_type != DEPTH:
             return 0
         latest = max(self.snapshots_ms, default=-1)
-        lost = sum(map(len, self.dropped.values()))
-        return lost + sum(hole.given_up_ms > latest for hole in self.holes.values() if hole.given_up)
+        return self.drops + sum(hole.given_up_ms > latest for hole in self.holes.values() if hole.given_up)
 
     def count(self, ids: Iterable[Interval]) -> int:
         """Return how many ids these are; of bars how many bars."""
         return sum(-(-(last - first + 1) // self._step) for first, last in ids)
+
+    def looked_for(self, ids: Interval) -> None:
+        """Take note of a gap that is opened: a record about it is to tell how it ends."""
+        for interval in _outside([ids], self.lost):
+            include(self.never_came, interval)
+        self._not_gone([ids])
+
+    def came(self, ids: Sequence[Interval]) -> None:
+        """Take note of ids that came for a gap."""
+        self.lost = _outside(self.lost, ids)
+        self._not_gone(ids)
+
+    def went(self, ids: Sequence[Interval], reason: str) -> None:
+        """Take note of ids that were given up or dropped."""
+        gone = self.gone.setdefault(reason, [])
+        for interval in ids:
+            include(gone, interval)
+
+    def _not_gone(self, ids: Sequence[Interval]) -> None:
+        self.gone = {reason: _outside(some, ids) for reason, some in self.gone.items()}
 
     @property
     def _step(self) -> int:
@@ -210,11 +226,13 @@ class CompletenessReport:
                 if hole.ids[0] <= ids[1] and ids[0] <= hole.ids[1]:
                     hole.left = []
         stream.holes[told["gap"]] = _hole(told)
+        stream.looked_for(ids)
 
     def _filled(self, told: Told) -> None:
         hole = self._hole_of(told)
         hole.left, hole.filled = [], True
         hole.events += told["events"]
+        self._stream(told).came(hole.came)
 
     def _unfillable(self, told: Told) -> None:
         hole = self._hole_of(told)
@@ -223,6 +241,7 @@ class CompletenessReport:
             hole.left = without(hole.left, first, last)
         hole.given_up.setdefault(told["reason"], []).extend(missing)
         hole.given_up_ms = told["at_ms"]
+        self._stream(told).went(missing, told["reason"])
 
     def _order_given_up(self, told: Told) -> None:
         self._hole_of(told)
@@ -230,7 +249,11 @@ class CompletenessReport:
 
     def _dropped(self, told: Told) -> None:
         missing = [(first, last) for first, last in told["missing"]]
-        self._stream(told).dropped.setdefault(told["reason"], []).extend(missing)
+        stream = self._stream(told)
+        stream.went(missing, told["reason"])
+        stream.drops += len(missing)
+        for interval in missing:
+            include(stream.lost, interval)
 
     def _renumbered(self, told: Told) -> None:
         if (stream := self.streams.get(told["stream"])) is not None:
@@ -254,7 +277,11 @@ class CompletenessReport:
         return self.streams[name]
 
     def _hole_of(self, told: Told) -> Hole:
-        return self._stream(told).holes.setdefault(told["gap"], _hole(told))
+        stream = self._stream(told)
+        if told["gap"] not in stream.holes:  # its beginning is not among the records
+            stream.holes[told["gap"]] = _hole(told)
+            stream.looked_for((told["first"], told["last"]))
+        return stream.holes[told["gap"]]
 
     # Connections
 
@@ -278,6 +305,14 @@ class CompletenessReport:
 def _hole(told: Told) -> Hole:
     ids = (told["first"], told["last"])
     return Hole(told["gap"], ids, told["cause"], told["opened_ms"], [ids])
+
+
+def _outside(ids: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """Return what is left of sorted intervals without others."""
+    left = list(ids)
+    for first, last in others:
+        left = without(left, first, last)
+    return left
 
 
 def size(ids: Iterable[Interval]) -> int:

@@ -11,6 +11,7 @@ One lock orders what is live, what waited and what was fetched; whatever goes in
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from config.streams import stream_symbol
 from src.events import NO_ID
 from src.holes import Gap
 from src.lanes import Lane, PlacedHole, SnapshotPlace
+from src.lost import Lost
 from src.sequences import BAR, DEPTH, SNAPSHOT_PATIENCE, Stream, Verdict, missing_since
 
 if TYPE_CHECKING:
@@ -84,8 +86,10 @@ class Continuity:
         *,
         standby: bool = False,
         skew_seconds: float = SKEW_SECONDS,
+        lost: Lost | None = None,
     ) -> None:
         self._buffer = buffer
+        self._lost = lost or Lost()
         self._filling = filling
         self._ledger = ledger
         self._telemetry = telemetry
@@ -99,6 +103,7 @@ class Continuity:
         self._resumed: dict[str, Position] = {}
         """Where an earlier run ended, of streams that were not met yet."""
         self._resumed_until_ms = 0
+        self._knows_past = False
         self._compared: dict[tuple[Stream, int], int] | None = {} if standby else None
         """With a standby: the next id of each stream on each of its two connections."""
         self._opened: dict[int, int] = {}
@@ -246,15 +251,30 @@ class Continuity:
         with self._lock:
             self._resumed |= positions
             self._resumed_until_ms = until_ms
+            self._knows_past = True
+            self._leave_to_the_resume(positions)
             for stream in self._counted():
                 if self._name_before(stream) in self._resumed:
                     self._continue_late(stream)
+
+    def fetch_lost(self) -> None:
+        """Have fetched again what came and was lost since, while what comes is delivered; often."""
+        with self._lock:
+            if not self._knows_past or self._closed or not self._settings.enabled:
+                return
+            for which, ids in self._lost.take(_MOST_HOLES - len(self._holes)):
+                stream = self._stream(which.stream, which.symbol, which.event_type, which.topic)
+                self._fill_behind(stream, ids, "dropped", "dropped")
 
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events went into the buffer so far, and where each counted stream stands with these."""
         with self._lock:
             standing = {stream.name: stream.position() for stream in self._counted()}
-            return self._put, self._resumed | standing  # what is quiet since the earlier run stands where it stood
+            positions = self._resumed | standing  # what is quiet since the earlier run stands where it stood
+            for name, ids in (*self._lost.begin().items(), *self._of_the_unmet()):
+                if name in positions:
+                    positions[name] = positions[name].lacking(ids)
+            return self._put, positions
 
     def traffic(self) -> dict[str, int]:
         """Return, by stream, how many events came."""
@@ -316,10 +336,10 @@ class Continuity:
         """
         if stream.first_seen is not None or event.first_id == NO_ID:
             return False
-        if not _now_ms() - _RECORDING_MS < event.timestamp_ms <= self._resumed_until_ms:
-            return False
         position = self._resumed.get(self._name_before(stream))
         if position is None:
+            return False
+        if not _now_ms() - _RECORDING_MS < event.timestamp_ms <= (position.at_ms or self._resumed_until_ms):
             return False
         return event.last_id < position.last or (event.last_id == position.last and position.final and event.final)
 
@@ -351,13 +371,20 @@ class Continuity:
         if position is None:
             return []
         stream.continues = True
-        self._fill_behind(stream, position.missing)
         first, last = missing_since(position, event)
-        if first <= last:
-            return self._jumped(stream, event, (first, last), "resume", source)
         if first > event.first_id:
-            self._ledger.renumbered(stream.name, stream.symbol, first, event.first_id)
-        return []
+            self._counted_anew(stream, position, first, event)
+            return []
+        self._fill_behind(stream, position.missing)
+        return self._jumped(stream, event, (first, last), "resume", source) if first <= last else []
+
+    def _counted_anew(self, stream: Stream, position: Position, expected: int, event: Event) -> None:
+        """Go on with a new numbering where an earlier run ended; its ids mean nothing any more."""
+        self._ledger.renumbered(stream.name, stream.symbol, expected, event.first_id)
+        for first, last in position.missing:
+            gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
+            self._ledger.gap_opened(gap)
+            self._ledger.gap_unfillable(gap, [(first, last)], "renumbered")
 
     def _late(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
@@ -395,6 +422,7 @@ class Continuity:
         if not events:
             return
         self._ledger.renumbered(stream.name, stream.symbol, stream.after, events[0].first_id)
+        self._lost.forget(stream.name, sys.maxsize)
         if stream.event_type == DEPTH:
             self._want_snapshot(stream)
         for hole in list(stream.holes):
@@ -517,6 +545,10 @@ class Continuity:
         position = self._resumed.pop(self._name_before(stream))
         stream.continues = True
         missing = list(position.missing)
+        begun = stream.first_seen
+        if begun is not None and begun.first_id <= position.last and begun.timestamp_ms > position.at_ms > 0:
+            self._counted_anew(stream, position, position.last + 1, begun)
+            return
         if stream.first_seen is not None:
             first, last = missing_since(position, stream.first_seen)
             missing += [(first, last)] if first <= last else []
@@ -524,15 +556,28 @@ class Continuity:
             missing = [(start, min(end, stream.first_seen.first_id - 1)) for start, end in missing]
         self._fill_behind(stream, [(start, end) for start, end in missing if start <= end])
 
-    def _fill_behind(self, stream: Stream, missing: Iterable[Interval]) -> None:
-        """Fill what an earlier run has left open; what comes live does not wait for it."""
+    def _leave_to_the_resume(self, positions: dict[str, Position]) -> None:
+        """Forget what this run took off the disk of the one before: the positions tell what Kafka lacks."""
+        met = {stream.name: stream.first_seen.first_id for stream in self._counted() if stream.first_seen}
+        for name in positions:
+            self._lost.forget(name, met.get(name, sys.maxsize))
+
+    def _of_the_unmet(self) -> list[tuple[str, list[Interval]]]:
+        """Return what is fetched again of streams that only an earlier run has met."""
+        unmet = [stream for stream in self._streams.values() if stream.first_seen is None and stream.holes]
+        return [(stream.name, [ids for hole in stream.holes for ids in hole.missing]) for stream in unmet]
+
+    def _fill_behind(
+        self, stream: Stream, missing: Iterable[Interval], cause: str = "resume", reason: str = "resumed"
+    ) -> None:
+        """Fill what an earlier run has left open, or this one has lost; what comes live does not wait for it."""
         for first, last in missing:
-            gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "resume", _now_ms())
+            gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, cause, _now_ms())
             if stream.event_type == DEPTH:
                 self._ledger.gap_opened(gap)
                 self._ledger.gap_unfillable(gap, [(first, last)], "not_kept_by_the_exchange")
             elif (hole := self._open(stream, gap, None)) is not None:
-                self._ledger.order_given_up(gap, "resumed")
+                self._ledger.order_given_up(gap, reason)
                 self._ask(stream, hole)
 
     # Streams

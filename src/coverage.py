@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from src.events import SOURCE
 from src.holes import Interval, Position, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from src.events import Event
+
 _TYPE_MARK = b'"event_type":"'
+_LIVE = f'"source":"{SOURCE}"'.encode()
+_NUMBERED = frozenset({b"trade", b"aggregate_trade", b"depth_update"})
 
 
 class Place(NamedTuple):
@@ -101,33 +106,61 @@ def place(value: bytes, kind: bytes) -> Place | None:
         return None
 
 
+def sent_at(value: bytes, kind: bytes, timestamp_ms: int) -> int:
+    """Return when the exchange sent a live trade or update of a book, by its record's timestamp; 0 for all else.
+
+    Bars are not numbered, and what was fetched has another time.
+    """
+    return timestamp_ms if kind in _NUMBERED and value.rfind(_LIVE) >= 0 else 0
+
+
+def place_of(event: Event) -> Place | None:
+    """Return where an event stands that was decoded, or read from disk, where no ids are beside it."""
+    if event.first_id <= event.last_id and event.route.stream:
+        return Place(event.route.stream, event.first_id, event.last_id, event.final)
+    return place(event.value, event.route.event_type.encode())
+
+
 class _Stream:
     """The ids of one stream: everything up to `last` but what is missing."""
 
-    __slots__ = ("final", "first", "last", "missing")
+    __slots__ = ("at_ms", "final", "first", "last", "missing")
 
-    def __init__(self, first: int, last: int, *, final: bool, missing: Iterable[Interval] = ()) -> None:
+    def __init__(
+        self, first: int, last: int, *, final: bool, missing: Iterable[Interval] = (), at_ms: int = 0
+    ) -> None:
         self.first = first  # of the bar that is not closed yet; from a checkpoint only its end is known
         self.last = last
         self.final = final
         self.missing = list(missing)
+        self.at_ms = at_ms  # when the last one was sent
 
-    def saw(self, first: int, last: int, *, final: bool) -> None:
-        if first > self.last:
+    def saw(self, first: int, last: int, *, final: bool, at_ms: int) -> None:
+        if last < self.last and 0 < self.at_ms < at_ms and not self._lacks(first):
+            self.missing.clear()
+            self.first, self.last, self.at_ms = first, last, at_ms
+        elif first > self.last:
             if not self.final:  # the next bar has come, and its own end was not seen
                 self.missing.append((min(self.first, self.last - (last - first)), self.last))
             if first > self.last + 1:
                 self.missing.append((self.last + 1, first - 1))
-            self.first, self.last, self.final = first, last, final
+            self.first, self.last, self.final, self.at_ms = first, last, final, at_ms
         elif last >= self.last:  # the same bar again, or an overlap
             self.first, self.last = min(self.first, first), last
             self.final = self.final or final
+            self.at_ms = max(self.at_ms, at_ms)
         elif final and self.missing:
             self.missing = without(self.missing, first, last)
+
+    def _lacks(self, number: int) -> bool:
+        return any(first <= number <= last for first, last in self.missing)
 
 
 class Coverage:
     """Grows with every event that is seen, in any order; what was jumped over is missing until it is seen.
+
+    An event that fills no hole and is newer than one with a higher id is of a new numbering: what was known of the
+    old one is forgotten. So too when the tail of an old numbering is read behind a checkpoint of the new one.
 
     `known` is where the streams stood at some time: what lies before is not asked for again. Depth has no
     missing ids, since nobody gives them again; of depth not known before, the name lacks its speed. Not locked;
@@ -136,7 +169,7 @@ class Coverage:
 
     def __init__(self, known: Mapping[str, Position]) -> None:
         self._streams = {
-            each.stream: _Stream(each.last, each.last, final=each.final, missing=each.missing)
+            each.stream: _Stream(each.last, each.last, final=each.final, missing=each.missing, at_ms=each.at_ms)
             for each in known.values()
         }
         self._speeds: dict[str, list[str]] = {}
@@ -144,32 +177,33 @@ class Coverage:
             if "@depth" in stream:
                 self._speeds.setdefault(stream.partition("@depth")[0] + "@depth", []).append(stream)
 
-    def saw(self, seen: Place) -> None:
-        """Take note of one event."""
+    def saw(self, seen: Place, at_ms: int = 0) -> None:
+        """Take note of one event, in the order of a partition; `at_ms` as `sent_at` tells."""
         stream, first, last, final = seen
         if stream.endswith("@depth"):
-            self._saw_depth(seen)
+            self._saw_depth(seen, at_ms)
             return
         known = self._streams.get(stream)
         if known is None:
-            self._streams[stream] = _Stream(first, last, final=final)
+            self._streams[stream] = _Stream(first, last, final=final, at_ms=at_ms)
         elif first == known.last + 1 and known.final:
-            known.first, known.last, known.final = first, last, final
+            known.first, known.last, known.final, known.at_ms = first, last, final, at_ms
         else:
-            known.saw(first, last, final=final)
+            known.saw(first, last, final=final, at_ms=at_ms)
 
     def positions(self) -> dict[str, Position]:
         """Return where each stream stands."""
         return {
-            stream: Position(stream, each.last, tuple(sorted(each.missing)), each.final)
+            stream: Position(stream, each.last, tuple(sorted(each.missing)), each.final, each.at_ms)
             for stream, each in self._streams.items()
         }
 
-    def _saw_depth(self, seen: Place) -> None:
+    def _saw_depth(self, seen: Place, at_ms: int) -> None:
         names = self._speeds.get(seen.stream)
         if names is None:
             self._speeds[seen.stream] = [seen.stream]
-            self._streams[seen.stream] = _Stream(seen.first, seen.last, final=True)
+            self._streams[seen.stream] = _Stream(seen.first, seen.last, final=True, at_ms=at_ms)
         elif len(names) == 1:  # of two speeds at a time neither can be told from its events
             known = self._streams[names[0]]
-            known.last = max(known.last, seen.last)
+            if seen.last > known.last:
+                known.last, known.at_ms = seen.last, at_ms

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
 from src.deadline import Deadline
+from src.lost import Lost
 from src.second_copies import SecondCopies
 from src.spool import SPOILED, SpoolDamaged, SpoolFailed, SpoolFull
 from src.worker import Worker
@@ -56,19 +57,21 @@ class Delivery:
 
     `accept` is for the publishing thread; it waits for the disk, never for Kafka. The drainer is a thread of its
     own. What the disk does not take is lost: trades and aggregate trades first, which the exchange gives
-    again by id, depth last.
+    again by id (`Lost` remembers them), depth last.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - its neighbours
         self,
         sink: KafkaSink,
         spool: Spool,
         refetchable: str,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
+        lost: Lost | None = None,
     ) -> None:
         self._sink = sink
         self._spool = spool
+        self._lost = lost or Lost()
         self._refetchable = refetchable
         self._telemetry = telemetry
         self._lock = threading.Lock()  # guards _direct, _sent_up_to and _next
@@ -216,22 +219,30 @@ class Delivery:
 
     def _store_what_matters_most(self, events: Sequence[Event], was: str, reason: str, error: str) -> int:
         """Let trades go first: those that come, then those on disk that were not sent yet."""
-        trades = [event for event in events if event.route.topic == self._refetchable]
-        others = [event for event in events if event.route.topic != self._refetchable]
-        self._telemetry.dropped(trades, reason, was=was, error=error)
+        trades = [event for event in events if self._refetches(event)]
+        others = [event for event in events if not self._refetches(event)]
+        self._drop(trades, reason, was, error)
         if not others:
             return 0
         try:
             room = sum(len(event.value) + 200 for event in others)
             evicted = self._spool.evict(self._refetchable, room, self._sent_up_to)
-            self._telemetry.dropped(evicted, reason, was="spooled", error=error)
+            self._drop(evicted, reason, "spooled", error)
             self._spool.append(others)
         except (SpoolFull, SpoolFailed) as again:
-            self._telemetry.dropped(others, reason, was=was, error=str(again))
+            self._drop(others, reason, was, str(again))
             return 0
         if was == "buffered":
             self._telemetry.spooled(len(others))
         return len(others)
+
+    def _refetches(self, event: Event) -> bool:
+        return event.route.topic == self._refetchable
+
+    def _drop(self, events: Sequence[Event], reason: str, was: str, error: str = "") -> None:
+        """Count events that are lost, under the lock, and remember those that can be fetched again."""
+        self._telemetry.dropped(events, reason, was=was, error=error)
+        self._lost.note(events)
 
     def _begin_anew(self) -> None:
         """Set a damaged file aside, under the lock; what waits in it is lost, what is in flight is not."""
@@ -336,9 +347,11 @@ class Delivery:
             if self._direct:
                 self._go_by_way_of_the_disk(self._next - 1)
             absent = self._spool.absent(events)
-            kept = len(events) - len(absent) + self._store(absent, "in_flight")
+            stored = self._store(absent, "in_flight")
+            kept = len(events) - len(absent) + stored
+            fetched = sum(self._refetches(event) for event in absent) if stored < len(absent) else 0
             self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
-            self._telemetry.returned(kept, possible_duplicates=kept * maybe_written)
+            self._telemetry.returned(kept, possible_duplicates=(kept + fetched) * maybe_written)
 
     def _bury(self, returned: _Returned) -> None:
         reason, error = type(returned.error).__name__, str(returned.error)
@@ -388,7 +401,7 @@ class Delivery:
             self._resuming = 0
             self._telemetry.resumed(taken)
             if files_damaged != self._files_damaged:
-                self._telemetry.dropped(events[taken:], "spool_damaged", was="spooled")
+                self._drop(events[taken:], "spool_damaged", "spooled")
             elif taken < len(events):
                 self._sent_up_to = events[taken - 1].seq if taken else before
         if taken == len(events):

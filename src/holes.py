@@ -7,7 +7,7 @@ behind the end of the first (Binance web-socket-streams.md; for trades observed,
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect, insort
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Gap(NamedTuple):
     first: int
     last: int
     cause: str
-    """`jump` on a connection, `reconnect` between two, `resume` between two runs of the service."""
+    """`jump` on a connection, `reconnect` between two, `resume` between two runs of the service, `dropped` on the
+    way to Kafka, after it had come."""
     opened_ms: int
     """When it was found, ms since the epoch."""
 
@@ -48,6 +49,13 @@ class Position(NamedTuple):
     missing: tuple[Interval, ...] = ()
     final: bool = True
     """Of a bar: whether its closing frame was seen. True for everything else."""
+    at_ms: int = 0
+    """When the exchange sent the last one, ms since the epoch; 0: not known."""
+
+    def lacking(self, ids: Iterable[Interval]) -> Position:
+        """Return the same with these ids missing too, as far as they are not behind the last."""
+        ids = [(first, min(last, self.last)) for first, last in ids if first <= self.last]
+        return self._replace(missing=tuple(joined([*self.missing, *ids]))) if ids else self
 
 
 def without(intervals: Iterable[Interval], first: int, last: int) -> list[Interval]:
@@ -73,6 +81,21 @@ def joined(intervals: Iterable[Interval]) -> list[Interval]:
         else:
             union.append((first, last))
     return union
+
+
+def include(intervals: list[Interval], new: Interval, *, may_grow: bool = True) -> None:
+    """Add numbers to sorted intervals that do not touch; not where that makes one more of them, unless it may."""
+    first, last = new
+    begin = end = bisect(intervals, new)
+    if begin and intervals[begin - 1][1] >= first - 1:
+        begin -= 1
+    while end < len(intervals) and intervals[end][0] <= last + 1:
+        end += 1
+    if begin < end:
+        first, last = min(first, intervals[begin][0]), max(last, intervals[end - 1][1])
+    elif not may_grow:
+        return
+    intervals[begin:end] = [(first, last)]
 
 
 class Hole:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from src.coverage import place_of
 from src.events import PIPELINE_VERSION
 from src.flow import iso
 from src.holes import joined, without
@@ -119,10 +120,9 @@ class Ledger:
         """Write which counted events were lost between the exchange and Kafka; `reason` as in the metrics."""
         by_stream: dict[tuple[str, str, str], list[Interval]] = {}
         for event in events:
-            if event.first_id <= event.last_id:
-                route = event.route
-                names = (route.stream, route.event_type, (route.key or b"").decode())
-                by_stream.setdefault(names, []).append((event.first_id, event.last_id))
+            if (at := place_of(event)) is not None:
+                names = (at.stream, event.route.event_type, (event.route.key or b"").decode())
+                by_stream.setdefault(names, []).append((at.first, at.last))
         with self._lock:
             for (stream, event_type, symbol), ids in by_stream.items():
                 told = {"stream": stream, "event_type": event_type, "symbol": symbol, "reason": reason}

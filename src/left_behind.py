@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from src.coverage import place
+from src.coverage import place_of, sent_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,8 +47,9 @@ class LeftBehind:
         for event in self._events():
             if event.seq % _READ_AT_ONCE == 0 and stopped():
                 return
-            if (seen := place(event.value, event.route.event_type.encode())) is not None:
-                coverage.saw(seen)
+            if (seen := place_of(event)) is not None:
+                kind = event.route.event_type.encode()
+                coverage.saw(seen, sent_at(event.value, kind, event.timestamp_ms))
 
     def _events(self) -> Iterator[Event]:
         after = 0

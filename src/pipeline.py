@@ -132,6 +132,8 @@ class Pipeline:
     def tick(self) -> None:
         """Do what is due by the clock; called about five times a second."""
         self._continuity.tick()
+        if not self._delivery.spooling:  # else what is fetched might be lost again
+            self._continuity.fetch_lost()
         self._hours.tick(time.time_ns() // 1_000_000)
 
     def _ingest(self, slot: Slot) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from config.streams import KLINE_INTERVALS
-from src.binance_rest import AGGREGATES_WEIGHT, KLINES_WEIGHT, MOST_ROWS, TRADES_WEIGHT, Malformed, Refused
+from src.binance_rest import (
+    AGGREGATES_WEIGHT,
+    KLINES_WEIGHT,
+    MOST_ROWS,
+    TRADES_WEIGHT,
+    Foreign,
+    Malformed,
+    Refused,
+)
 from src.rest_events import (
     Origin,
     WrongShape,
@@ -107,7 +115,7 @@ class Refetch:
         """Return the exchange's time; ours where it does not serve its own."""
         try:
             return self._rest.time_ms()
-        except (Refused, Malformed):
+        except (Refused, Malformed, Foreign):
             return ours
 
     def _malformed(self, asked: str, error: WrongShape) -> Malformed:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kafka.errors import KafkaError
 
 from src.checkpoints import Checkpoint, read_checkpoint
-from src.coverage import Coverage, event_type, place
+from src.coverage import Coverage, event_type, place, sent_at
 from src.events import topic_for
 from src.kafka_reader import KafkaReader
 from src.left_behind import LeftBehind
@@ -39,6 +39,8 @@ _PATIENCE_SECONDS = 2.0
 """How long the start waits for a broker."""
 _RETRY_SECONDS = 1.0
 _HOPELESS_FAILURES = 3
+_CREATE_TIME = 0
+"""Kafka's type of a timestamp that whoever sent the record has given it."""
 
 
 class Resume:
@@ -185,7 +187,9 @@ class Resume:
                 if not belongs[topic, kind]:  # a copy of KAFKA_MIRROR_RAW_EVENTS
                     continue
                 if (seen := place(value, kind)) is not None:
-                    coverage.saw(seen)
+                    # Where the broker's own time stands instead, what came late would look new.
+                    sent_ms = record.timestamp if record.timestamp_type == _CREATE_TIME else 0
+                    coverage.saw(seen, sent_at(value, kind, sent_ms))
                 left_behind.in_kafka(value)
 
 

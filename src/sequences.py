@@ -215,10 +215,12 @@ class Stream:
         """Return where the stream stands, with what went into the buffer."""
         missing = tuple(sorted(interval for hole in self.holes for interval in hole.missing))
         waits_from = self.lane.first_id(self.name)
-        if waits_from is not None:
-            return Position(self.name, waits_from - 1, tuple(each for each in missing if each[1] < waits_from))
+        at_ms = self.latest.timestamp_ms if self.latest is not None else 0
+        if waits_from is not None:  # so its last one was sent no later
+            before = tuple(each for each in missing if each[1] < waits_from)
+            return Position(self.name, waits_from - 1, before, at_ms=at_ms)
         final = self.latest is None or self.latest.final
-        return Position(self.name, self.after - 1, missing, final)
+        return Position(self.name, self.after - 1, missing, final, at_ms)
 
     def tally(self) -> Tally:
         """Return what came since this was last asked."""

@@ -37,6 +37,7 @@ from src.line import Parts, Slot
 from src.lines import Lines
 from src.listing import Listing
 from src.logger import configure_logging, end_logging, get_logger
+from src.lost import Lost
 from src.memory import limit_arenas
 from src.other_shards import take_over
 from src.outbox import Outbox
@@ -87,6 +88,7 @@ class Service:
         )
         self._ledger = Ledger(outbox.post, self._telemetry)
         self._telemetry.tell_dropped = self._ledger.dropped
+        self._lost = Lost()
         continuity = Continuity(
             buffer,
             backfill,
@@ -94,9 +96,10 @@ class Service:
             self._telemetry,
             settings.backfill,
             standby=settings.connection.standby,
+            lost=self._lost,
         )
         backfill.attach(continuity)
-        delivery = Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended)
+        delivery = Delivery(self._sink, self._spool, refetchable, self._telemetry, self._worker_ended, self._lost)
         resume = self._resume(delivery, continuity)
         self._pipeline = Pipeline(
             lambda read: Lines(settings.streams(), self._parts(read)),
@@ -243,6 +246,7 @@ class Service:
             self._worker_ended,
             lambda: resume.done,
             f"{self._settings.shard.index}/{self._settings.shard.count}",
+            self._lost,
         )
 
     def _open_endpoints(self) -> Endpoints | None:

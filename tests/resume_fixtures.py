@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
 from src.checkpoints import CheckpointWriter
-from src.coverage import Coverage, Place
+from src.coverage import Coverage, Place, sent_at
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import EventDecoder
 from src.kafka_producer import KafkaSink, topic_names
+from src.lost import Lost
 from src.resume import Resume
 from src.spool import Spool
 from src.telemetry import Telemetry
@@ -95,7 +96,7 @@ class Standing:
         self._lock = threading.Lock()
         self.count = 0
         self.coverage = Coverage({})
-        self._early: list[Place] = []
+        self._early: list[tuple[Place, int]] = []
         self.resumed: dict[str, Position] | None = None
         self.until_ms = 0
 
@@ -104,7 +105,10 @@ class Standing:
             events = list(events)
             for event in events:
                 if event.first_id >= 0:
-                    self._saw(Place(event.route.stream, event.first_id, event.last_id, event.final))
+                    self._saw(
+                        Place(event.route.stream, event.first_id, event.last_id, event.final),
+                        sent_at(event.value, event.route.event_type.encode(), event.timestamp_ms),
+                    )
             self.count += len(events)
             accept(events)
 
@@ -116,14 +120,14 @@ class Standing:
         with self._lock:
             self.resumed, self.until_ms = positions, until_ms
             self.coverage = Coverage(positions)
-            for seen in self._early:
-                self.coverage.saw(seen)
+            for seen, at_ms in self._early:
+                self.coverage.saw(seen, at_ms)
             self._early.clear()
 
-    def _saw(self, seen: Place) -> None:
-        self.coverage.saw(seen)
+    def _saw(self, seen: Place, at_ms: int) -> None:
+        self.coverage.saw(seen, at_ms)
         if self.resumed is None:
-            self._early.append(seen)
+            self._early.append((seen, at_ms))
 
 
 class Run:
@@ -145,7 +149,10 @@ class Run:
         self.sink = KafkaSink(
             kafka, DeliveryConfig(max_in_flight_records=in_flight), self.telemetry, self.ended.append
         )
-        self.delivery = Delivery(self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append)
+        self.lost = Lost()
+        self.delivery = Delivery(
+            self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append, self.lost
+        )
         self.standing = Standing()
         self.resume = Resume(
             kafka,
@@ -167,6 +174,7 @@ class Run:
             self.telemetry,
             self.ended.append,
             lambda: self.resume.done,
+            lost=self.lost,
         )
         self._decoder = EventDecoder(topic_names(kafka))
         self._open = True
@@ -202,8 +210,9 @@ class Run:
 
     @property
     def found(self) -> dict[str, Position]:
+        """The positions that were found, without their times."""
         assert self.standing.resumed is not None
-        return self.standing.resumed
+        return {name: each._replace(at_ms=0) for name, each in self.standing.resumed.items()}
 
     def close(self, seconds: float = 10.0) -> None:
         """End in order."""

@@ -399,11 +399,98 @@ def test_what_no_request_brings_back_is_given_up_at_once() -> None:
 
 def test_a_request_that_is_refused_for_good_is_given_up_after_a_few_tries() -> None:
     with scene() as running:
-        running.exchange.rest(404, count=10)
+        running.exchange.rest(400, count=10, body='{"code":-1102,"msg":"A mandatory parameter was not sent."}')
         gap = running.gap("trade", 5)
         eventually(lambda: running.wanting.abandoned)
         assert running.wanting.abandoned == [(gap.stream, "refused", None)]
         assert running.counted("rest_requests") == 3
+
+
+PAGES = {
+    "a page that is not there": (404, "<html>nothing here</html>"),
+    "a firewall": (403, "<html>blocked</html>"),
+    "a place": (451, '{"code":0,"msg":"Service unavailable from a restricted location"}'),
+    "a redirect": (302, ""),
+    "a bad request": (400, "<html>bad request</html>"),
+}
+
+
+@pytest.mark.parametrize(("status", "page"), PAGES.values(), ids=PAGES)
+def test_what_somebody_else_answers_is_no_refusal_and_is_asked_for_until_the_exchange_does(
+    status: int, page: str
+) -> None:
+    with scene(pace=QUICK._replace(failing_after=60)) as running:
+        running.exchange.rest(status, count=8, body=page)
+        gap = running.gap("trade", 5)
+        stream = running.want_snapshot()
+        assert running.filled(gap) == ids(gap)
+        eventually(lambda: not running.wanting.snapshots_wanted)
+        assert running.wanting.reasons() == {"rest_unreachable"}
+        assert {name for name, _ in running.wanting.snapshots_abandoned} <= {stream}
+        assert not running.wanting.abandoned
+        assert running.counted("rest_failures_by_reason") == {"unreachable": 8}
+
+
+def test_what_somebody_else_answers_for_ever_is_given_up_in_the_end() -> None:
+    with scene() as running:
+        running.exchange.rest(404, count=1_000, body="<html>nothing here</html>")
+        gap = running.gap("aggTrade", 5)
+        eventually(lambda: running.wanting.abandoned)
+        assert running.wanting.abandoned == [(gap.stream, "rest_failing", None)]
+
+
+class OnlyAggregates(BaseHTTPRequestHandler):
+    """An exchange behind a proxy that serves aggregate trades, slowly, and has a page of its own for all else."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        path, _, query = self.path.partition("?")
+        if path.endswith("aggTrades"):
+            time.sleep(0.5)
+            fields = dict(field.split("=") for field in query.split("&"))
+            first = int(fields["fromId"])
+            rows = [
+                {"a": number, "p": "1.0", "q": "1.0", "f": 1, "l": 1, "T": START_MS, "m": True, "M": True}
+                for number in range(first, first + int(fields["limit"]))
+            ]
+            status, body = 200, json.dumps(rows).encode()
+        else:
+            status, body = 404, b"<html>nothing here</html>"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_an_endpoint_that_is_not_there_keeps_nobody_from_the_others() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), OnlyAggregates) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        telemetry, wanting = Telemetry(), Wanting()
+        rest = BinanceRest(f"http://127.0.0.1:{server.server_port}", WeightBudget(3000), telemetry)
+        backfill = Backfill(BackfillConfig(), rest, TOPICS, telemetry, lambda _: None)
+        backfill.attach(wanting)
+        backfill.start()
+
+        def request(kind: str, event_type: str) -> Gap:
+            gap = wanting.open(Gap(f"btcusdt@{kind}", event_type, "BTCUSDT", 1, 5, "jump", 0))
+            backfill.request(gap)
+            return gap
+
+        under_way = request("aggTrade", "aggregate_trade")
+        request("trade", "trade")
+        eventually(lambda: wanting.given_up)
+        assert wanting.missing(under_way)
+        eventually(lambda: not wanting.missing(under_way))
+        asked = telemetry.snapshot()["rest_failures"]
+        eventually(lambda: telemetry.snapshot()["rest_failures"] > asked)
+        later = request("aggTrade", "aggregate_trade")
+        eventually(lambda: not wanting.missing(later))
+        assert {stream for stream, _, _ in wanting.given_up} == {"btcusdt@trade"}
+        backfill.finish(Deadline(5))
+        server.shutdown()
 
 
 def test_nothing_is_asked_for_when_the_backfill_is_turned_off() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from sandbox.exchange import RestRules
 from src import binance_rest
-from src.binance_rest import BinanceRest, Closed, Limited, Malformed, Refused, Unreachable
+from src.binance_rest import BinanceRest, Closed, Foreign, Limited, Malformed, Refused, Unreachable
 from src.telemetry import Telemetry
 from src.weight_budget import WeightBudget
 from tests.certificates import Authority
@@ -148,7 +148,7 @@ def test_a_refusal_has_status_code_and_message_of_the_exchange(exchange: Exchang
     assert not caught.value.passing
 
 
-@pytest.mark.parametrize(("status", "passing"), [(500, True), (503, True), (403, True), (451, True), (404, False)])
+@pytest.mark.parametrize(("status", "passing"), [(500, True), (503, True), (403, True), (451, True)])
 def test_a_refusal_says_whether_it_may_pass(status: int, *, passing: bool, exchange: Exchange) -> None:
     exchange.rest(status)
     rest = client(exchange.rest_url)
@@ -280,6 +280,28 @@ def test_a_time_or_a_list_of_symbols_of_another_shape_is_malformed(body: str, ex
         rest.listed()
 
 
+@pytest.mark.parametrize(("code", "passing"), [(-1102, False), (-1001, True), (-1008, True)])
+def test_a_code_of_the_exchange_says_whether_a_refusal_may_pass(
+    code: int, *, passing: bool, exchange: Exchange
+) -> None:
+    exchange.rest(400, body=f'{{"code":{code},"msg":"so it is"}}')
+    with pytest.raises(Refused, match="so it is") as caught:
+        client(exchange.rest_url).aggregates("BTCUSDT", 1)
+    assert (caught.value.code, caught.value.passing) == (code, passing)
+
+
+@pytest.mark.parametrize("status", [204, 302, 400, 401, 403, 404, 451])
+@pytest.mark.parametrize("body", ["", "<html>not here</html>", '{"code":0,"msg":"not in your place"}', "[]"])
+def test_an_error_without_a_code_of_the_exchange_is_somebody_elses(
+    status: int, body: str, exchange: Exchange
+) -> None:
+    exchange.rest(status, body=body)
+    rest = client(exchange.rest_url)
+    with pytest.raises(Foreign, match=f"status {status}"):
+        rest.aggregates("BTCUSDT", 1)
+    assert asked(rest)["rest_failures_by_reason"] == {"unreachable": 1}
+
+
 def test_an_error_page_without_json_keeps_its_status_and_the_start_of_its_text() -> None:
     with answering(http(b"<html>\xff gateway</html>", status="502 Bad Gateway")) as server:
         with pytest.raises(Refused, match="gateway") as caught:
@@ -295,9 +317,9 @@ def test_a_packed_answer_is_unpacked() -> None:
 
 def test_a_redirect_is_not_followed() -> None:
     with answering(http(b"", status="302 Found", headers="Location: http://127.0.0.1:1/\r\n")) as server:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Foreign, match="status 302"):
             client(server.url).aggregates("BTCUSDT", 1)
-        assert caught.value.status == 302
+        assert len(server.requests) == 1
 
 
 def test_symbols_of_any_script_are_asked_for(exchange_factory: Callable[..., Exchange]) -> None:

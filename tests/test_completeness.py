@@ -201,6 +201,54 @@ def test_events_that_were_dropped_are_missing_unless_they_are_fetched_later(book
     assert verdict(book.report).complete
 
 
+def dropped(*ids: int) -> list[Event]:
+    route = Route("aggregate_trade", "trades", b"BTCUSDT", b"", 0, b"", STREAM)
+    return [Event(route, b"", 1, 0, number, number) for number in ids]
+
+
+def test_what_was_dropped_is_missing_only_until_it_was_fetched_and_again_when_that_was_dropped(book: Book) -> None:
+    book.hour(101, 200, 100)
+    book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
+    book.ledger.gap_opened(gap(120, 129, "dropped"))
+    assert str(verdict(book.report)) == "1 gap still open"
+    book.ledger.gap_filled(gap(120, 129, "dropped"), 10)
+    assert str(verdict(book.report)) == "complete"
+    book.ledger.dropped(dropped(125, 126), "spool_full")
+    assert str(verdict(book.report)) == "2 ids missing in 1 hole"
+    assert book.stream()["reasons"] == {"spool_full": 2}
+    book.ledger.gap_opened(gap(125, 126, "dropped"))
+    book.ledger.gap_unfillable(gap(125, 126, "dropped"), [(125, 126)], "not_served")
+    assert book.stream()["reasons"] == {"not_served": 2}
+
+
+def test_what_was_fetched_again_does_not_hide_what_never_came(book: Book) -> None:
+    book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
+    book.ledger.gap_opened(gap(120, 129, "dropped"))
+    book.ledger.gap_filled(gap(120, 129, "dropped"), 10)
+    book.hour(101, 200, 97, backfilled=10)
+    assert book.stream()["unexplained"] == 3
+
+
+def test_what_a_killed_run_dropped_and_the_next_one_fetched_is_explained(book: Book) -> None:
+    book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
+    book.next_run()
+    book.ledger.gap_opened(gap(120, 129, "resume"))
+    book.ledger.gap_filled(gap(120, 129, "resume"), 10)
+    book.hour(201, 300, 100)
+    assert str(verdict(book.report)) == "complete; 71 ids that no record tells of"
+
+
+def test_a_gap_whose_events_were_dropped_and_fetched_again_explains_itself(book: Book) -> None:
+    book.ledger.gap_opened(gap(151, 160))
+    book.ledger.gap_filled(gap(151, 160), 10)
+    book.ledger.dropped(dropped(*range(151, 161)), "spool_full")
+    assert str(verdict(book.report)) == "10 ids missing in 1 hole"
+    book.ledger.gap_opened(gap(151, 160, "dropped"))
+    book.ledger.gap_filled(gap(151, 160, "dropped"), 10)
+    book.hour(101, 200, 90, backfilled=20)
+    assert str(verdict(book.report)) == "complete"
+
+
 def test_a_record_that_is_there_twice_counts_once_and_what_is_none_of_ours_is_told(book: Book) -> None:
     book.hour(101, 200, 100)
     book.report.add(book.records[-1])

@@ -16,6 +16,7 @@ from src.buffer import Buffer
 from src.continuity import Continuity
 from src.events import Event, EventDecoder, Topics
 from src.holes import Gap, Position
+from src.lost import Lost
 from src.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Stage:
         self.snapshots_taken: list[tuple[str, int]] = []
         self.ledger: list[tuple[Any, ...]] = []
         self._buffer = Buffer(1, 0.001)
+        self.lost = Lost()
         self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
         self.continuity = Continuity(
             self._buffer,
@@ -48,6 +50,7 @@ class Stage:
             BackfillConfig(**settings),
             standby=standby,
             skew_seconds=skew_seconds,
+            lost=self.lost,
         )
 
     def came(self, *payloads: dict[str, Any], on: int = 0) -> None:
@@ -78,6 +81,10 @@ class Stage:
 
     def ids(self) -> list[int]:
         return [event.get("t") or event.get("a") or event["u"] for event in self.passed()]
+
+    def positions(self) -> dict[str, Position]:
+        """Return where the streams stand, without their times."""
+        return {name: each._replace(at_ms=0) for name, each in self.continuity.positions()[1].items()}
 
     def counts(self) -> dict[str, Any]:
         return self.telemetry.snapshot()
@@ -612,6 +619,48 @@ def test_newer_events_with_ids_from_before_are_a_new_numbering_after_a_restart(s
     assert stage.ledger == [("renumbered", "btcusdt@trade", "BTCUSDT", 101, 1)]
 
 
+def test_what_was_missing_of_an_old_numbering_is_named_and_not_asked_for(stage: Stage) -> None:
+    stage.continuity.resume(
+        {"btcusdt@trade": Position("btcusdt@trade", 1_000_000, ((50, 60),), at_ms=T0)}, T0 + 10**9
+    )
+    stage.came(trade(81, at=1), trade(82, at=2))
+    assert stage.ids() == [81, 82]
+    assert stage.requests == []
+    assert stage.ledger == [
+        ("renumbered", "btcusdt@trade", "BTCUSDT", 1_000_001, 81),
+        ("opened", "btcusdt@trade", 50, 60, "resume"),
+        ("unfillable", "btcusdt@trade", [(50, 60)], "renumbered"),
+    ]
+
+
+def test_a_run_that_learns_late_that_the_numbering_is_new_asks_for_nothing_of_the_old_one(stage: Stage) -> None:
+    stage.came(trade(81, at=1), trade(82, at=2))
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 1_000_000, ((50, 60),), at_ms=T0)})
+    assert stage.ids() == [81, 82]
+    assert stage.requests == []
+    assert stage.ledger[0] == ("renumbered", "btcusdt@trade", "BTCUSDT", 1_000_001, 81)
+
+
+def test_what_is_newer_than_the_last_one_is_no_repeat_whatever_our_own_clock_says(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuity, "_now_ms", lambda: T0)
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 1_000, at_ms=T0 - 5_000)}, T0)
+    stage.came(trade(900, at=-5_001))
+    assert stage.ids() == []
+    stage.came(trade(1, at=-4_999))
+    assert stage.ids() == [1], "the clock here is ahead of the exchange's"
+
+
+def test_what_was_lost_of_an_old_numbering_is_not_asked_for(stage: Stage) -> None:
+    stage.continuity.resume({})
+    stage.came(*map(trade, range(1000, 1010)))
+    lose(stage, trade(1005))
+    stage.came(*(trade(number, at=10_000 + number) for number in range(1, 9)))
+    stage.continuity.fetch_lost()
+    assert stage.requests == []
+
+
 def test_what_the_run_before_left_open_is_filled_too(stage: Stage) -> None:
     stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((90, 91),))})
     stage.came(trade(101))
@@ -641,15 +690,83 @@ def test_what_this_run_misses_itself_is_not_taken_for_what_the_one_before_has_le
     assert stage.ids() == [104, 105, 106, 107, 108, 101, 102, 103]
 
 
+def lose(stage: Stage, *payloads: dict[str, Any]) -> None:
+    """Drop events on their way, as a full disk does."""
+    stage.lost.note(stage.decode(payloads).events)
+
+
+def test_what_was_lost_on_its_way_is_fetched_again_behind_what_is_live(stage: Stage) -> None:
+    stage.continuity.resume({})
+    stage.came(*map(trade, range(1, 11)))
+    lose(stage, trade(4), trade(5), trade(9))
+    assert stage.positions()["btcusdt@trade"] == Position("btcusdt@trade", 10, ((4, 5), (9, 9)))
+    stage.continuity.fetch_lost()
+    assert stage.ledger == [
+        ("opened", "btcusdt@trade", 4, 5, "dropped"),
+        ("order_given_up", "btcusdt@trade", 4, 5, "dropped"),
+        ("opened", "btcusdt@trade", 9, 9, "dropped"),
+        ("order_given_up", "btcusdt@trade", 9, 9, "dropped"),
+    ]
+    assert stage.positions()["btcusdt@trade"] == Position("btcusdt@trade", 10, ((4, 5), (9, 9)))
+    assert stage.ids() == list(range(1, 11))
+    stage.came(trade(11))
+    stage.fetched(stage.requests[0], trade(4), trade(5))
+    stage.fetched(stage.requests[1], trade(9))
+    assert stage.ids() == [11, 4, 5, 9]
+    assert stage.ledger[-2:] == [("filled", "btcusdt@trade", 4, 5, 2), ("filled", "btcusdt@trade", 9, 9, 1)]
+    assert stage.positions()["btcusdt@trade"] == Position("btcusdt@trade", 11)
+    assert stage.counts()["messages_backfilled"] == 3
+    stage.continuity.fetch_lost()
+    assert len(stage.requests) == 2
+
+
+def test_before_the_past_is_known_nothing_is_fetched_again_and_what_the_resume_knows_is_left_to_it(
+    stage: Stage,
+) -> None:
+    stage.came(trade(106), trade(107))
+    lose(stage, trade(98), trade(101), trade(106))
+    stage.continuity.fetch_lost()
+    assert stage.requests == []
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100)})
+    stage.continuity.fetch_lost()
+    asked = [(gap.first, gap.last, gap.cause) for gap in stage.requests]
+    assert asked == [(101, 105, "resume"), (106, 106, "dropped")], "98 is in Kafka: its place was seen there"
+
+
+def test_what_a_stream_lost_that_this_run_has_not_met_is_fetched_again_and_stands_in_its_position(
+    stage: Stage,
+) -> None:
+    stage.continuity.resume({"btcusdt@trade": Position("btcusdt@trade", 100, ((50, 51),))})
+    lose(stage, trade(90))
+    stage.continuity.fetch_lost()
+    assert [(gap.first, gap.last) for gap in stage.requests] == [(90, 90)]
+    position = Position("btcusdt@trade", 100, ((50, 51), (90, 90)))
+    assert stage.positions() == {"btcusdt@trade": position}
+    stage.fetched(stage.requests[0], trade(90))
+    stage.came(trade(101))
+    assert stage.ids() == [90, 101]
+    assert [(gap.first, gap.last) for gap in stage.requests] == [(90, 90), (50, 51)]
+
+
+def test_without_backfill_what_was_lost_is_left_to_a_run_that_has_it() -> None:
+    stage = Stage(enabled=False)
+    stage.continuity.resume({})
+    stage.came(trade(1), trade(2), trade(3))
+    lose(stage, trade(2))
+    stage.continuity.fetch_lost()
+    assert stage.ledger == []
+    assert stage.positions()["btcusdt@trade"].missing == ((2, 2),)
+
+
 def test_positions_tell_what_went_into_the_buffer_and_what_is_missing_there(stage: Stage) -> None:
     stage.came(trade(1), trade(2), trade(5), aggregate(9), bar(1, 3))
-    put, positions = stage.continuity.positions()
+    put, positions = stage.continuity.positions()[0], stage.positions()
     assert put == 3
     assert positions["btcusdt@trade"] == Position("btcusdt@trade", 2)
     assert positions["btcusdt@aggTrade"] == Position("btcusdt@aggTrade", 8)
     assert positions["btcusdt@kline_1m"] == Position("btcusdt@kline_1m", 2 * MINUTE - 1, (), final=False)
     stage.continuity.close()
-    put, positions = stage.continuity.positions()
+    put, positions = stage.continuity.positions()[0], stage.positions()
     assert put == 5
     assert positions["btcusdt@trade"] == Position("btcusdt@trade", 5, ((3, 4),))
     assert positions["btcusdt@aggTrade"] == Position("btcusdt@aggTrade", 9)

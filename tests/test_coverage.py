@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.settings import KafkaConfig
-from src.coverage import Coverage, Place, event_type, place
+from src.coverage import Coverage, Place, event_type, place, sent_at
 from src.events import EventDecoder
 from src.holes import Position
 from src.kafka_producer import topic_names
@@ -47,6 +47,44 @@ def test_seeing_the_past_once_more_changes_nothing(ids: list[int], start: int, c
 def test_the_holes_of_a_checkpoint_are_filled_by_what_came_later() -> None:
     known = {TRADE: Position(TRADE, 100, ((10, 19), (50, 50)))}
     assert seen([12, 13, 101, 50], known) == Position(TRADE, 101, ((10, 11), (14, 19)))
+
+
+def seen_at(*events: tuple[int, int], known: Position | None = None) -> Position:
+    """Let trades be seen, each with the time of its sending."""
+    coverage = Coverage({TRADE: known} if known else {})
+    for number, at_ms in events:
+        coverage.saw(Place(TRADE, number, number), at_ms)
+    return coverage.positions()[TRADE]
+
+
+def test_a_new_numbering_in_the_tail_takes_the_place_of_the_old_one() -> None:
+    old = Position(TRADE, 1_000_000, ((500, 600),), at_ms=5_000)
+    assert seen_at((1, 5_001), (2, 5_001), (4, 5_003), known=old) == Position(TRADE, 4, ((3, 3),), at_ms=5_003)
+    assert seen_at((999_999, 10), (1_000_000, 11), (7, 12), (8, 13)) == Position(TRADE, 8, at_ms=13)
+
+
+def test_the_tail_of_an_old_numbering_behind_a_checkpoint_of_the_new_one_opens_no_absurd_gap() -> None:
+    new = Position(TRADE, 3, ((2, 2),), at_ms=9_000)
+    tail = [(999_999, 5_000), (1_000_000, 5_001), (1, 8_000), (3, 9_000), (4, 9_001)]
+    assert seen_at(*tail, known=new) == Position(TRADE, 4, ((2, 2),), at_ms=9_001)
+
+
+def test_what_came_late_or_twice_is_no_new_numbering() -> None:
+    known = Position(TRADE, 100, ((40, 49),), at_ms=5_000)
+    assert seen_at((45, 6_000), known=known).last == 100, "it fills a hole, whenever it was sent"
+    assert seen_at((45, 0), (80, 0), known=known).last == 100, "fetched: nobody knows when it was sent"
+    assert seen_at((99, 4_999), (100, 5_000), (99, 4_999), known=known).last == 100
+    assert seen_at((7, 1), known=Position(TRADE, 100)).last == 100, "of an older checkpoint nobody knows the time"
+
+
+def test_only_of_live_trades_is_it_known_when_they_were_sent() -> None:
+    decoder = EventDecoder(topic_names(KafkaConfig()))
+    trades, bars = (
+        decoder.decode([each], now_ms()).events[0] for each in (trade("A", 1), bar("A", 0, closed=True))
+    )
+    assert sent_at(trades.value, b"trade", 77) == 77
+    assert sent_at(trades.value.replace(b"binance_websocket", b"binance_rest_backfill"), b"trade", 77) == 0
+    assert sent_at(bars.value, b"kline", 77) == 0
 
 
 def test_an_event_is_found_again_by_the_stream_that_it_came_from() -> None:

@@ -6,6 +6,7 @@ also run on the real sink and a real broker.
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import sqlite3
@@ -24,6 +25,7 @@ from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import Decoded, Event, Route
+from src.holes import joined
 from src.kafka_producer import KafkaSink
 from src.spool import FILE, Spool, SpoolFailed
 from src.telemetry import Telemetry
@@ -536,6 +538,23 @@ def test_what_is_on_disk_already_is_not_dropped_when_it_comes_back_to_a_full_one
     assert rig["messages_dropped"] == 0
     drain(rig)
     assert len(rig.sink.written) == 600
+
+
+def test_trades_that_a_full_disk_lost_are_remembered_whether_they_came_or_lay_there(
+    by_hand: Callable[..., Rig],
+) -> None:
+    rig = by_hand(ScriptedKafka(is_open=False), max_bytes=33_000)
+    numbers = iter(range(1, 10_000))
+    depth = Route("depth_update", "depth", b"BTCUSDT", b"", 0, b"")
+    trades = Route("trade", "trades", b"BTCUSDT", b"", 0, b"", "btcusdt@trade")
+    for _ in range(20):
+        some = [(number, b'{"s":"BTCUSDT","t":%d}' % number) for number in itertools.islice(numbers, 10)]
+        rig.take([Event(trades, value, NOW, 0, number, number) for number, value in some])
+        rig.take([Event(depth, b"." * 60, NOW) for _ in range(10)])
+    on_disk = {event.value for event in rig.spool.read(0, 10**6)}
+    lost = [(number, number) for number in range(1, 201) if b'{"s":"BTCUSDT","t":%d}' % number not in on_disk]
+    assert 100 < len(lost) < 180
+    assert rig.delivery._lost.take(10**6) == [(("btcusdt@trade", "BTCUSDT", "trade", "trades"), joined(lost))]
 
 
 def test_what_is_about_to_be_sent_is_not_evicted(by_hand: Callable[..., Rig]) -> None:

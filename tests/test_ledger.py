@@ -69,6 +69,7 @@ def written() -> Written:
 def write_each_kind(ledger: Ledger) -> None:
     """Write one record of each type."""
     ledger.gap_opened(GAP)
+    ledger.gap_opened(GAP._replace(cause="dropped"))
     ledger.order_given_up(GAP, "waited_too_long")
     ledger.gap_unfillable(GAP, [(10, 12), (15, 15)], "too_old")
     ledger.gap_filled(GAP, 6)
@@ -170,6 +171,14 @@ def test_a_closed_connection_tells_how_long_it_was_open(written: Written) -> Non
 def test_lost_events_are_told_as_intervals_and_events_without_ids_are_left_out(written: Written) -> None:
     write_each_kind(written.ledger)
     assert written.last["missing"] == [[4, 5], [9, 9]]
+
+
+def test_what_was_lost_from_the_disk_is_told_by_what_stands_in_it(written: Written) -> None:
+    route = Route("trade", "trades", b"BTCUSDT", b"", 0, b"")  # no stream and no ids stand beside it there
+    written.ledger.dropped(
+        [Event(route, b'{"s":"BTCUSDT","t":%d}' % number, 1, number) for number in (7, 8)], "full"
+    )
+    assert (written.last["stream"], written.last["missing"]) == ("btcusdt@trade", [[7, 8]])
 
 
 def test_a_gap_with_very_many_holes_is_told_in_records_that_kafka_takes(written: Written) -> None:

@@ -310,3 +310,28 @@ def test_while_something_is_unacknowledged_no_checkpoint_claims_it(own_broker: B
     assert first.delivery.settled_up_to() == 200
     records = read_all(own_broker.bootstrap_servers, kafka.topic_checkpoints)
     assert any(one.key == b"btcusdt@trade" and b'"last":200' in (one.value or b"") for one in records)
+
+
+def test_what_is_lost_while_a_checkpoint_waits_is_missing_in_it(kafka: KafkaConfig, make_run: MakeRun) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
+    first.delivered()
+    first.checkpointed()
+    first.lost.note(first.decoded([trade("BTCUSDT", number) for number in (41, 42, 101)]))
+    first.checkpointed()
+    first.die()
+    assert make_run(kafka).start().found == {"btcusdt@trade": Position("btcusdt@trade", 100, ((41, 42),))}
+
+
+def test_a_new_numbering_and_a_kill_before_the_next_checkpoint(kafka: KafkaConfig, make_run: MakeRun) -> None:
+    first = make_run(kafka).start()
+    first.feed([trade("BTCUSDT", number) for number in range(999_901, 1_000_001)])
+    first.delivered()
+    first.checkpointed()
+    first.checkpoints._resumed = lambda: False
+    last = now_ms()
+    wait_until(lambda: now_ms() > last, "a millisecond later")
+    first.feed([trade("BTCUSDT", number) for number in range(1, 51)])
+    first.delivered()
+    first.die()
+    assert make_run(kafka).start().found == {"btcusdt@trade": Position("btcusdt@trade", 50)}

@@ -1,0 +1,101 @@
+"""What a full disk lost while Kafka was away is in Kafka once Kafka is back, and the ledger says so.
+
+The real service at 2,000 messages a second on a real broker that freezes, with a spool of 300 KB.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from src.completeness_report import CompletenessReport
+from src.completeness_verdict import verdict
+from tests.broker_fixtures import read_all
+from tests.service_fixtures import balanced
+from tests.test_resume_process import SYMBOLS, Scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sandbox.brokers import Broker
+    from sandbox.exchange import Exchange
+    from tests.service_fixtures import StartService
+
+pytestmark = pytest.mark.kafka
+SMALL = {"SPOOL_MAX_BYTES": 300_000, "DELIVERY_MAX_IN_FLIGHT_RECORDS": 1_000}
+
+
+@pytest.fixture
+def scene(
+    exchange_factory: Callable[..., Exchange], own_broker: Broker, start_service: StartService, tmp_path: Path
+) -> Scene:
+    return Scene(exchange_factory(rate=2_000, symbols=SYMBOLS), own_broker, start_service, tmp_path)
+
+
+def lose_some(scene: Scene, broker: Broker) -> None:
+    """Let Kafka stay away until the disk has taken no more for a while, and come back."""
+    broker.freeze()
+    scene.service.wait_for(lambda: scene["messages_dropped"] > 3_000, "events dropped", 30)
+    broker.thaw()
+    scene.service.wait_for(lambda: not scene["spooling"], "everything was sent from disk", 30)
+
+
+def all_fetched(status: dict[str, Any]) -> bool:
+    """Whether as much was fetched as was lost, of which some may have been fetched and lost again."""
+    fetched = status["messages_backfilled"] - status["snapshots_taken"]
+    return fetched >= status["messages_dropped"] and not status["gaps_open"]
+
+
+def assert_each_once(scene: Scene) -> None:
+    for stream, ids in scene.trades().items():
+        assert sorted(ids) == list(range(min(ids), max(ids) + 1)), stream
+
+
+def report(scene: Scene) -> CompletenessReport:
+    told = CompletenessReport()
+    for record in read_all(scene.topics.bootstrap_servers, scene.topics.gaps):
+        told.add(json.loads(record.value or b""))
+    return told
+
+
+def test_what_a_full_disk_lost_is_fetched_when_kafka_is_back(scene: Scene, own_broker: Broker) -> None:
+    service = scene.start(**SMALL)
+    scene.flows()
+    lose_some(scene, own_broker)
+    service.wait_for(lambda: all_fetched(service.status()), "what was lost was fetched", 40)
+    assert service.stop() == 1, "events were lost, though not what they told"
+    assert balanced(service.final)
+    assert service.final["messages_backfilled"] > 1_000
+    assert service.final["messages_dropped"] > 3_000
+    assert_each_once(scene)
+    told = report(scene)
+    assert {hole.cause for stream in told.streams.values() for hole in stream.holes.values()} == {"dropped"}
+    found = verdict(told)
+    assert (found.missing, found.open) == (0, 0), str(found)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_before_it_was_fetched_changes_nothing_of_that(
+    end: signal.Signals, scene: Scene, own_broker: Broker
+) -> None:
+    service = scene.start(**SMALL)
+    scene.flows()
+    scene.exchange.rest(503, count=10_000)
+    lose_some(scene, own_broker)
+    service.wait_for(lambda: scene["gaps_open"] > 3, "gaps are open")
+    written = scene["checkpoints_written"]
+    service.wait_for(lambda: scene["checkpoints_written"] > written + 2, "checkpoints were written")
+    service.send(end)
+    service.wait()
+    scene.exchange.rest(forgive=True)
+    service = scene.start()
+    scene.flows()
+    scene.gapless()
+    scene.stop()
+    assert_each_once(scene)
+    found = verdict(report(scene))
+    assert (found.missing, found.open) == (0, 0), str(found)
