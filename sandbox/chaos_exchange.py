@@ -184,12 +184,11 @@ class ExchangeChaos(Chaos):
     def _faults(self) -> list[str]:
         """Name what is not as promised and was not named before; what may be late is waited for a little."""
         deadline = time.monotonic() + _LATE_SECONDS
-        while (found := self._not_as_promised()) and time.monotonic() < deadline:
+        while (found := set(self._not_as_promised()) - self._known) and time.monotonic() < deadline:
             time.sleep(0.2)
-        fresh = [fault for fault in [*found, *self._ends] if fault not in self._known]
-        self._known |= set(found)
-        self._ends.clear()
-        return fresh
+        self._known |= found
+        ends, self._ends = self._ends, []
+        return sorted(found) + ends
 
     def _not_as_promised(self) -> list[str]:
         kept = self._kept
