@@ -1,4 +1,4 @@
-"""Judges from what Kafka holds whether a market is there without a gap: each id once and in order, each book whole.
+"""Judges what Kafka holds of a market: each id once and in order, none missing, each book whole.
 
 The simulated exchange counts on while nobody is connected, so what is between the first and the last id happened,
 and is either there or missing. Its own record says where both ends are and what each trade was like.
@@ -171,7 +171,7 @@ class Kept:
 def unlike(book: OrderBook, answer: Mapping[str, Any]) -> str:
     """Say in what a book differs from the exchange's own, an answer of `depth`; empty when in nothing."""
     if book.state is not State.LIVE:
-        return book.state.value
+        return str(book.state.value)
     if book.update_id != answer["lastUpdateId"]:
         return f"at {book.update_id}, the exchange at {answer['lastUpdateId']}"
     count = len(answer["bids"])

@@ -51,9 +51,9 @@ COMMANDS = (
     "replay",
 )
 
-
 TARGETED = ("cut", "close", "mute", "half_open", "slow", "malformed", "invalid_utf8", "shutdown")
 """Faults that `after` can wait with."""
+_AT_ANY_TIME = 2**62
 
 
 class Control(Faults):
@@ -245,7 +245,7 @@ class Control(Faults):
         }
 
     def market(self) -> Answer:
-        """By symbol: the ids that the market has come to, whether or not somebody was connected."""
+        """Tell, by symbol, the ids that the market has come to, whether or not somebody was connected."""
         return {
             listing.spec.name: {
                 "trade": listing.tape.next_trade - 1,
@@ -256,23 +256,23 @@ class Control(Faults):
         }
 
     def history(self, symbol: str, stream: str, first: int) -> Answer:
-        """What `<symbol>@<stream>` carries, or would have carried, from an id on; `stream` is trade or aggTrade."""
+        """Tell what `<symbol>@<stream>` has carried, or would have, from an id on; trade or aggTrade."""
         if symbol not in self._core.market.by_name:
             raise ControlError(f"symbol: {symbol!r} is not listed")
         listing = self._core.market.by_name[symbol]
         tape = listing.tape
         if stream == "trade":
-            trades = tape.trades(first, tape.next_trade, self._core.pump.now_ms())
+            trades = tape.trades(first, tape.next_trade, _AT_ANY_TIME)
             texts = [payloads.trade(listing, TradeEvent(0, *each)) for each in trades]
         elif stream == "aggTrade":
-            aggregates = tape.aggregates(first, tape.next_aggregate, self._core.pump.now_ms())
+            aggregates = tape.aggregates(first, tape.next_aggregate, _AT_ANY_TIME)
             texts = [payloads.agg_trade(listing, AggregateEvent(0, *each)) for each in aggregates]
         else:
             raise ControlError(f"stream: {stream!r} is neither trade nor aggTrade")
         return {"events": [json.loads(text) for text in texts]}
 
     def book(self, symbol: str, levels: int) -> Answer:
-        """The order book as `depth` over REST has it; costs no weight."""
+        """Tell the order book as `depth` over REST does, without its weight."""
         if symbol not in self._core.market.by_name:
             raise ControlError(f"symbol: {symbol!r} is not listed")
         listing = self._core.market.by_name[symbol]
