@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 
 from sandbox.brokers import BROKERS, Broker, EmbeddedBroker, free_port
 from sandbox.completeness import STREAM_TYPES, Findings, Lines
-from sandbox.exchange import Exchange, Settings
+from sandbox.exchange import Exchange, Limits, Settings
 from sandbox.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _ROOT = Path(__file__).parent.parent
 _SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
 _TOPICS = ("binance-raw-events", "binance-trades", "binance-depth")
 _PATIENCE_SECONDS = 90.0
+_LIMITS = Limits(ping_interval_s=1.0)  # so that a connection is not taken for silent while the market rests
 _SHUTDOWN_SECONDS = 5
 _SLACK_SECONDS = 2.0
 """Of an interpreter to end, on a machine with other work."""
@@ -173,7 +174,8 @@ class Chaos:
         self._folder = folder
         self._broker: Broker = stack.enter_context(BROKERS[broker](folder / "broker"))
         self._proxy = stack.enter_context(Proxy(self._broker.port))
-        self._exchange = stack.enter_context(Exchange(Settings(rate=rate, seed=seed, symbols=_SYMBOLS)))
+        settings = Settings(rate=rate, seed=seed, symbols=_SYMBOLS, limits=_LIMITS)
+        self._exchange = stack.enter_context(Exchange(settings))
         self._possible = 0
         """Possible duplicates of the runs of the service that have ended."""
         self._memory_mb = 0.0

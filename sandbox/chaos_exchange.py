@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from config.settings import KafkaConfig
 from sandbox.brokers import BROKERS
 from sandbox.chaos import Chaos, ChaosError, Service
-from sandbox.chaos_faults import FAULTS, STREAM_TYPES, over
+from sandbox.chaos_faults import FAULTS, STREAM_TYPES, WRONG_BY, over
 from sandbox.gapless import Happened, Kept, unlike
 from src.kafka_ledger import LedgerUnreadable, read_ledger
 
@@ -56,6 +56,7 @@ _COUNTED = ("trade", "aggTrade")
 _LEVELS = 20
 _LATE_SECONDS = 10.0
 """What waits at the end, a snapshot or a record of the ledger, is waited for so long."""
+_RESTING_SECONDS = 5.0
 _ONCE_MORE = 1 / 3
 _SETTLING_SECONDS = 0.3
 """The market goes on for so long after everything is well, so that each stream speaks again."""
@@ -94,6 +95,8 @@ class ExchangeChaos(Chaos):
         """Faults that were named in an earlier verdict."""
         self._ends: list[str] = []
         """What was not as promised of the service's ends since the last verdict."""
+        self._stopped = False
+        """Whether the service was ever stopped by SIGTERM."""
         self._numbers = (0, 0, 0, 0, 0)
 
     @property
@@ -123,12 +126,7 @@ class ExchangeChaos(Chaos):
         beside.join()
         over(self._exchange)
         said = f"{fault} {end} {kafka}".strip()
-        self._until(self._whole, f"connected and filled after: {said}")
-        time.sleep(_SETTLING_SECONDS)
-        self._exchange.rate(0)
-        self._until(self._whole, f"filled after: {said}")
-        self._until(self._nothing_happens, f"at rest after: {said}")
-        self._until(self._at_rest, f"delivered after: {said}")
+        self._until(self._comes_to_rest, f"connected, filled, delivered after: {said}")
         faults = self._faults()
         self._exchange.rate(self._exchange.settings.rate)
         return Verdict(fault, end, kafka, seconds, *self._since_then(), faults)
@@ -143,6 +141,7 @@ class ExchangeChaos(Chaos):
 
     def _end_and_start(self, end: str, kafka: str) -> None:
         if end == STOPPED:
+            self._stopped = True
             ended = self._service.stop()
             self._possible += ended.metrics["possible_duplicates"]
             if fault := ended.fault(kafka_well=not kafka):
@@ -159,6 +158,20 @@ class ExchangeChaos(Chaos):
         return Service(self._folder, self._exchange.ws_url, self._proxy.bootstrap_servers, _SETTINGS | rest)
 
     # What is awaited
+
+    def _comes_to_rest(self) -> bool:
+        """Stop the market once all is well; let it go on when the connection was lost in this very moment."""
+        self._exchange.rate(self._exchange.settings.rate)
+        if not self._whole():
+            return False
+        time.sleep(_SETTLING_SECONDS)
+        self._exchange.rate(0)
+        deadline = time.monotonic() + _RESTING_SECONDS
+        while not (rests := self._whole() and self._nothing_happens() and self._at_rest()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        return rests
 
     def _whole(self) -> bool:
         """Whether a connection brings all streams, and nothing is being filled or waits."""
@@ -197,7 +210,7 @@ class ExchangeChaos(Chaos):
         kept = self._kept
         kept.take(self._records(self._read))
         market, sent = self._exchange.command("market"), self._exchange.sent()["streams"]
-        record = {}
+        record, wrong = {}, self._wrong_ids()
         for symbol in self._exchange.settings.symbols:
             for kind in _COUNTED:
                 stream = f"{symbol.lower()}@{kind}"
@@ -205,8 +218,22 @@ class ExchangeChaos(Chaos):
                 if fresh := kept.accounts[stream].fresh:
                     kept.compare(stream, self._exchange.command("history", symbol, kind, min(fresh))["events"])
         possible = self._possible + self._service.metrics()["possible_duplicates"]
-        faults = kept.faults(record, twice_allowed=possible, order_given_up=self._order_given_up())
+        given_up = self._order_given_up()
+        faults = kept.faults(record, twice_allowed=possible, order_given_up=given_up, may_differ=wrong)
         return faults + self._books_unlike()
+
+    def _wrong_ids(self) -> dict[str, set[int]]:
+        """Return, by stream, the ids that the exchange itself has given to other events.
+
+        A service that is stopped before the next event of the stream gives it the lie passes such a one on.
+        """
+        wrong: dict[str, set[int]] = defaultdict(set)
+        if self._stopped:
+            for each in self._exchange.connections():
+                for tampered in each["tampered"]:
+                    if tampered["mode"] == "wrong":
+                        wrong[tampered["stream"]] |= {number + WRONG_BY for number in tampered["ids"]}
+        return wrong
 
     def _books_unlike(self) -> list[str]:
         books = {

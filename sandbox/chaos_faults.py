@@ -18,6 +18,7 @@ _ALL = 0
 _MANY = 10_000
 """Answers of REST: more than there will be."""
 _FAR = 10**15
+WRONG_BY = 1000
 
 
 class Fault(NamedTuple):
@@ -131,8 +132,8 @@ def _tampered(mode: str) -> Callable[[Exchange, Random], None]:
         exchange.rest(delay_s=0.3)
         stream = f"{chance.choice(_TRADED)}@{chance.choice(('trade', 'aggTrade'))}"
         count = chance.choice((1, 3))
-        exchange.tamper(stream, mode, "next", connections=_ALL, count=count)
-        exchange.tamper(stream, mode, count=count)
+        exchange.tamper(stream, mode, "next", connections=_ALL, count=count, offset=WRONG_BY)
+        exchange.tamper(stream, mode, count=count, offset=WRONG_BY)
 
     return begin
 

@@ -15,7 +15,7 @@ from src.holes import without
 from src.order_book import SNAPSHOT, UPDATE, OrderBook, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from src.holes import Interval
 
@@ -130,11 +130,12 @@ class Kept:
         *,
         twice_allowed: int = 0,
         order_given_up: Mapping[str, Sequence[Interval]] | None = None,
+        may_differ: Mapping[str, Container[int]] | None = None,
     ) -> list[str]:
         """Name everything that is not as promised.
 
-        `order_given_up` says, by stream, which ids may stand behind later ones; `record` where streams begin and
-        end by the exchange's own record.
+        By stream: `record` says where it begins and ends by the exchange's own record, `order_given_up` which ids
+        may stand behind later ones, `may_differ` which may be other events than the exchange says.
         """
         faults = []
         for stream in sorted({*self.accounts, *(record or ())}):
@@ -152,8 +153,9 @@ class Kept:
             ]
             if disordered:
                 faults.append(f"{stream}: {_numbers([(each, each) for each in disordered])} behind later ones")
-            if account.unlike:
-                faults.append(f"{stream}: {account.unlike[:_NAMED]} not as the exchange has them")
+            differing = (may_differ or {}).get(stream, ())
+            if differ := [each for each in account.unlike if each not in differing]:
+                faults.append(f"{stream}: {differ[:_NAMED]} not as the exchange has them")
         if self.twice > twice_allowed:
             faults.append(f"{self.twice} twice, {twice_allowed} possible")
         return faults + self._faults_of_books()

@@ -203,6 +203,8 @@ def judged(*numbers: int, first: int = 1, last: int = 3, **allowed: Any) -> list
         ((1, 2), {"last": 2}, ["btcusdt@trade: [2] not as the exchange has them"]),
         ((3, 1), {}, ["btcusdt@trade: 1 (2-2) missing", "btcusdt@trade: 1 (1-1) behind later ones"]),
         ((3, 1), {"order_given_up": {"btcusdt@trade": [(1, 2)]}}, ["btcusdt@trade: 1 (2-2) missing"]),
+        ((1, 2), {"last": 2, "may_differ": {"btcusdt@trade": {2}}}, []),
+        ((1, 1), {"last": 1}, ["1 twice, 0 possible"]),
         ((1, 1), {"last": 1, "twice_allowed": 1}, []),
     ],
 )
