@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from sandbox.exchange import Exchange
 
-STREAM_TYPES = "trade,aggTrade,depth@100ms"
+STREAM_TYPES = "trade,aggTrade,depth@100ms,kline_1s"
 _TRADED = ("btcusdt", "ethusdt", "bnbusdt")
 _ALL = 0
 """Connections to come: each one, until `over`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.holes import without
 from src.order_book import SNAPSHOT, UPDATE, OrderBook, State
+from src.sequences import BAR
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -44,12 +45,12 @@ class Account:
     twice: Counter[int] = field(default_factory=Counter)
     behind: set[int] = field(default_factory=set)
     """Ids that came behind later ones."""
-    fresh: dict[int, dict[str, Any]] = field(default_factory=dict)
+    fresh: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     """What was not compared yet."""
     unlike: list[int] = field(default_factory=list)
     """Ids whose events are not what the exchange says."""
 
-    def take(self, number: int, event: dict[str, Any]) -> None:
+    def take(self, number: int, event: Mapping[str, Any]) -> None:
         """Take note of one event, in the order of the offsets."""
         self.events += 1
         self.backfilled += event["source"] == "binance_rest_backfill"
@@ -97,7 +98,7 @@ class Account:
 
 
 class Kept:
-    """What Kafka holds, by stream: `<symbol>@trade`, `<symbol>@aggTrade`; and the books, by symbol."""
+    """What Kafka holds, by stream: trades, aggregate trades, closed bars, which are numbered; by symbol: books."""
 
     def __init__(self, values: Iterable[tuple[bytes | None, bytes]] = ()) -> None:
         self.accounts: dict[str, Account] = defaultdict(Account)
@@ -112,8 +113,18 @@ class Kept:
             if kind in _IDS:
                 stream, name = _IDS[kind]
                 self.accounts[f"{symbol}@{stream}"].take(event[name], event)
+            elif kind == BAR:
+                self._take_bar(symbol, event)
             elif kind in (SNAPSHOT, UPDATE):
                 self.books[symbol].take(event)
+
+    def _take_bar(self, symbol: str, event: Mapping[str, Any]) -> None:
+        """Take note of a bar if it is closed; of open ones nothing is promised."""
+        bar = event["k"]
+        if bar["x"]:
+            account = self.accounts[f"{symbol}@kline_{bar['i']}"]
+            account.take(bar["t"] // (bar["T"] + 1 - bar["t"]), event)
+            account.fresh.clear()
 
     def compare(self, stream: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Compare what is new of a stream with what the exchange would send of these ids."""

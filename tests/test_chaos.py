@@ -154,6 +154,11 @@ def trade(number: int) -> dict[str, Any]:
     return {"event_type": "trade", "t": number}
 
 
+def bar(number: int, *, closed: bool = True) -> dict[str, Any]:
+    inner = {"t": number * 1000, "T": number * 1000 + 999, "i": "1s", "x": closed}
+    return {"event_type": "kline", "k": inner}
+
+
 def update(first: int, last: int, bid: str = "1", ask: str = "2") -> dict[str, Any]:
     return {"event_type": "depth_update", "U": first, "u": last, "b": [[bid, "1"]], "a": [[ask, "1"]]}
 
@@ -173,6 +178,9 @@ BEHIND = "btcusdt@trade: 3 (1-1, 4-4, 5-5) behind later ones"
         ([trade(1), trade(3), trade(2)], ["btcusdt@trade: 1 (2-2) behind later ones"]),
         ([trade(3), trade(1), trade(9), trade(5), trade(4)], ["btcusdt@trade: 4 (2-2, 6-8) missing", BEHIND]),
         ([trade(1), trade(2), trade(2)], ["1 twice, 0 possible"]),
+        ([bar(0), bar(1), bar(2, closed=False)], []),
+        ([bar(0), bar(1, closed=False), bar(2)], ["btcusdt@kline_1s: 1 (1-1) missing"]),
+        ([bar(0), bar(0)], ["1 twice, 0 possible"]),
         ([snapshot(5), update(4, 6), update(7, 7)], []),
         ([snapshot(5), update(6, 6), update(9, 9), snapshot(9), update(10, 10)], []),
         ([snapshot(5), update(6, 6), update(9, 9)], ["btcusdt: a break in the book without a snapshot"]),
