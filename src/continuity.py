@@ -366,9 +366,13 @@ class Continuity:
             self._doubted.add(stream)
             self._renumber(stream, stream.renumbered(), source, out)
             return
-        if stream.event_type != BAR and hole.opener is not None and event.timestamp_ms > hole.opener.timestamp_ms:
+        opener = hole.opener if stream.event_type != BAR else None
+        misnumbered = opener is not None and event.timestamp_ms > opener.timestamp_ms
+        if misnumbered:
             self._misnumbered(stream, hole, event)
         out += self._came(hole, 1)
+        if misnumbered:
+            out += self._close_beyond(stream)
 
     def _misnumbered(self, stream: Stream, hole: PlacedHole, event: Event) -> None:
         """Go on from an event inside a gap that is newer than the one which opened it: that one's id was wrong.
@@ -378,8 +382,19 @@ class Continuity:
         wrong = stream.lane.take_out_behind(hole)
         self._held -= len(wrong)
         self._telemetry.misnumbered(len(wrong))
+        hole.opener = None  # or an older one that comes later on another connection would be gone on from as well
         hole.give_up([(event.last_id + 1, hole.gap.last)])
         stream.go_on_from(event)
+
+    def _close_beyond(self, stream: Stream) -> list[Event]:
+        """Close the gaps beyond where a stream stands: other wrong ids have opened them."""
+        out = []
+        for hole in [hole for hole in stream.holes if hole.opener is not None and hole.gap.first >= stream.after]:
+            hole.give_up(list(hole.missing))
+            if not hole.filled:
+                self._ledger.gap_filled(hole.gap, 0)
+            out += self._came(hole, 0)
+        return out
 
     def _renumber(self, stream: Stream, events: list[Event], source: int, out: list[Event]) -> None:
         """Go on with a new numbering; what was missing of the old one stays missing."""

@@ -247,6 +247,33 @@ def test_a_wrong_id_is_left_out_and_the_true_one_fetched(stage: Stage) -> None:
     assert equation_holds(counts)
 
 
+def test_only_the_first_event_that_gives_a_wrong_id_the_lie_is_gone_on_from(stage: Stage) -> None:
+    stage.came(trade(1), trade(2))
+    stage.came(trade(1003, at=3), trade(1004, at=4), trade(5), on=1)
+    stage.came(trade(4), trade(5), on=0)
+    stage.fetched(stage.requests[0], trade(3))
+    stage.came(trade(6), on=1)
+    assert stage.ids() == [1, 2, 3, 4, 5, 6]
+    assert stage.counts()["messages_duplicate"] == 1
+    assert equation_holds(stage.counts())
+
+
+def test_gaps_that_other_wrong_ids_have_opened_are_none(stage: Stage) -> None:
+    stage.came(trade(1))
+    stage.came(trade(1002, at=2), on=0)
+    stage.came(trade(1005, at=3), on=1)
+    first, second = stage.requests
+    stage.came(trade(4), on=0)
+    assert stage.continuity.remaining(second) == []
+    assert stage.ledger[-1] == ("filled", "btcusdt@trade", 1003, 1004, 0)
+    stage.fetched(first, trade(2), trade(3))
+    stage.came(*(trade(number) for number in range(5, 1007)))
+    stage.fetched(second, trade(1003), trade(1004))
+    assert stage.ids() == list(range(1, 1007))
+    assert stage.continuity.held == 0
+    assert equation_holds(stage.counts())
+
+
 def test_waiting_ends_by_the_clock_and_the_gap_is_filled_behind() -> None:
     stage = Stage(max_wait_seconds=0.000001)
     stage.came(trade(1), trade(4))
