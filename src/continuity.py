@@ -199,8 +199,9 @@ class Continuity:
             if place is None:  # it took too long, and what came has passed: the next one will meet what comes
                 found.snapshot_patience = self._settings.max_wait_seconds
                 return False
-            behind = found.lane.behind(place)
-            if snapshot.last_id + 1 < (behind[0].first_id if behind else found.after):
+            later = (each for each in found.lane.behind(place) if each.last_id > snapshot.last_id)
+            follows = next(later, None)  # not always the first: there may be a gap among those that wait
+            if snapshot.last_id + 1 < (follows.first_id if follows is not None else found.after):
                 found.snapshot_patience = max(found.snapshot_patience, SNAPSHOT_PATIENCE)
                 return False
             found.wants_snapshot = False

@@ -258,6 +258,21 @@ def test_only_the_first_event_that_gives_a_wrong_id_the_lie_is_gone_on_from(stag
     assert equation_holds(stage.counts())
 
 
+def test_a_wrong_id_on_a_connection_that_is_behind_makes_no_new_numbering_of_what_has_come_before(
+    stage: Stage,
+) -> None:
+    stage.came(*(trade(number) for number in range(1, 21)), on=0)
+    stage.came(trade(1005, at=5), *(trade(number) for number in range(6, 21)), on=1)
+    stage.came(trade(21), on=0)
+    stage.came(trade(21), trade(22), on=1)
+    assert stage.ids() == list(range(1, 23))
+    assert not [each for each in stage.ledger if each[0] == "renumbered"]
+    assert stage.continuity.held == 0
+    counts = stage.counts()
+    assert counts["messages_skipped_by_reason"]["misnumbered"] == 1
+    assert equation_holds(counts)
+
+
 def test_gaps_that_other_wrong_ids_have_opened_are_none(stage: Stage) -> None:
     stage.came(trade(1))
     stage.came(trade(1002, at=2), on=0)
@@ -354,6 +369,20 @@ def test_a_book_gets_a_snapshot_at_its_start_and_behind_each_gap(stage: Stage) -
     assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 24))
     assert [(each.get("u"), each.get("lastUpdateId")) for each in stage.passed()] == [(None, 24), (26, None)]
     assert equation_holds(stage.counts())
+
+
+def test_a_snapshot_from_before_a_gap_that_opened_meanwhile_is_asked_for_again(stage: Stage) -> None:
+    stage.came(depth(10, 12))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(13, 15))
+    stage.reconnected()
+    stage.came(depth(20, 22), depth(23, 24))
+    assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 16))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 22))
+    assert [each.get("u", each.get("lastUpdateId")) for each in stage.passed()] == [12, 15, 22, 22, 24]
+    assert stage.snapshots_taken == [("btcusdt@depth@100ms", 22)]
+    assert stage.continuity.held == 0
 
 
 def test_a_book_without_a_gap_gets_a_snapshot_now_and_then() -> None:
