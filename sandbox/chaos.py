@@ -21,6 +21,7 @@ import urllib.request
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,8 +43,7 @@ _TOPICS = ("binance-raw-events", "binance-trades", "binance-depth")
 _PATIENCE_SECONDS = 90.0
 _LIMITS = Limits(ping_interval_s=1.0)  # so that a connection is not taken for silent while the market rests
 _SHUTDOWN_SECONDS = 5
-_SLACK_SECONDS = 2.0
-"""Of an interpreter to end, on a machine with other work."""
+_SLACK_SECONDS = 1.0
 _UNDELIVERED = (
     *("messages_buffered", "messages_in_flight", "messages_spooled"),
     *("kafka_failed", "messages_dead_lettered", "messages_dropped"),
@@ -85,6 +85,7 @@ class Ended(NamedTuple):
 
     code: int
     seconds: float
+    """From its taking note of the signal to its last line."""
     metrics: dict[str, Any]
     """Its last ones."""
 
@@ -149,14 +150,21 @@ class Service:
 
     def stop(self) -> Ended:
         """Stop it in an orderly way."""
-        began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(30)
-        seconds = time.monotonic() - began
+        try:
+            code = self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ChaosError(f"not ended {_PATIENCE_SECONDS:.0f} s after SIGTERM") from error
         self._log.close()
-        lines = Path(self._log.name).read_text().splitlines()
-        metrics = next(dict(json.loads(line)) for line in reversed(lines) if '"service_metrics"' in line)
-        return Ended(code, seconds, metrics)
+        lines = Path(self._log.name).read_text().splitlines()[::-1]
+
+        def last(event: str) -> dict[str, Any]:
+            return next(dict(json.loads(line)) for line in lines if f'"event": "{event}"' in line)
+
+        stopping, stopped = (
+            datetime.fromisoformat(last(event)["timestamp"]) for event in ("service_stopping", "service_stopped")
+        )
+        return Ended(code, (stopped - stopping).total_seconds(), last("service_metrics"))
 
     def end(self) -> None:
         """Make sure that it is gone."""
