@@ -72,11 +72,13 @@ chaos-kafka: $(READY)  ## Kafka fails in random ways for five minutes; what is i
 	$(if $(filter-out embedded,$(BROKER)),$(BIN)/python -m sandbox.brokers fetch)
 	$(BIN)/python -m sandbox.chaos --seconds 300 --broker $(BROKER) --seed $(SEED)
 
-chaos-exchange: $(READY)  ## the exchange fails in random ways for five minutes; Kafka must hold each id once, in order
-	$(BIN)/python -m sandbox.chaos_exchange --seconds 300
+chaos-exchange: $(READY)  ## the exchange fails in every way in a random order, some 15 minutes; the service runs on, is stopped, is killed: make chaos-exchange BROKER=kafka4 SEED=7
+	$(if $(filter-out embedded,$(BROKER)),$(BIN)/python -m sandbox.brokers fetch)
+	$(BIN)/python -m sandbox.chaos_exchange --broker $(BROKER) --seed $(SEED)
 
-chaos: $(READY)  ## both at once
-	$(BIN)/python -m sandbox.chaos_exchange --seconds 300 --kafka
+chaos: $(READY)  ## the same with Kafka failing at the same time
+	$(if $(filter-out embedded,$(BROKER)),$(BIN)/python -m sandbox.brokers fetch)
+	$(BIN)/python -m sandbox.chaos_exchange --kafka --broker $(BROKER) --seed $(SEED)
 
 bench-shards: $(READY)  ## one process, then two shards, on one broker: throughput of each, every record verified
 	$(BIN)/python -m benchmarks.shards

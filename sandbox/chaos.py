@@ -21,8 +21,9 @@ import urllib.request
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12, imported on 3.11
@@ -30,7 +31,7 @@ with warnings.catch_warnings():
 
 from sandbox.brokers import BROKERS, Broker, EmbeddedBroker, free_port
 from sandbox.completeness import STREAM_TYPES, Findings, Lines
-from sandbox.exchange import Exchange, Settings
+from sandbox.exchange import Exchange, Limits, Settings
 from sandbox.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ _ROOT = Path(__file__).parent.parent
 _SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
 _TOPICS = ("binance-raw-events", "binance-trades", "binance-depth")
 _PATIENCE_SECONDS = 90.0
+_LIMITS = Limits(ping_interval_s=1.0)  # so that a connection is not taken for silent while the market rests
+_SHUTDOWN_SECONDS = 5
+_SLACK_SECONDS = 1.0
+_UNDELIVERED = (
+    *("messages_buffered", "messages_in_flight", "messages_spooled"),
+    *("kafka_failed", "messages_dead_lettered", "messages_dropped"),
+)
 
 
 class ChaosError(Exception):
@@ -72,6 +80,28 @@ class Verdict:
         return not self.faults and self.twice <= self.possible
 
 
+class Ended(NamedTuple):
+    """How a run of the service ended that was asked to."""
+
+    code: int
+    seconds: float
+    """From its taking note of the signal to its last line."""
+    metrics: dict[str, Any]
+    """Its last ones."""
+
+    def fault(self, *, kafka_well: bool) -> str:
+        """Say what is not as promised of an end by SIGTERM, empty when all is.
+
+        What Kafka did not take has to lie on disk, and is counted there; nothing else makes the exit code 1.
+        """
+        if self.seconds > _SHUTDOWN_SECONDS + _SLACK_SECONDS:
+            return f"{self.seconds:.1f} s to stop"
+        left = {name: self.metrics[name] for name in _UNDELIVERED if self.metrics[name]}
+        expected = 1 if left else 0
+        wrong = self.code != expected or (left and (kafka_well or left.keys() != {"messages_spooled"}))
+        return f"exit code {self.code}, undelivered {left or 'nothing'}" if wrong else ""
+
+
 class Service:
     """The service as a process; its metrics over HTTP."""
 
@@ -89,7 +119,7 @@ class Service:
             "MONITORING_PORT": str(self._port),
             "SPOOL_PATH": str(folder / "spool"),
             "SPOOL_MIN_FREE_BYTES": "0",
-            "SHUTDOWN_TIMEOUT_SECONDS": "5",
+            "SHUTDOWN_TIMEOUT_SECONDS": str(_SHUTDOWN_SECONDS),
             "BACKFILL_ENABLED": "false",  # Kafka is compared with what the streams brought
             **(variables or {}),
         }
@@ -113,13 +143,28 @@ class Service:
             return 0.0
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
-    def stop(self) -> dict[str, Any]:
-        """Stop it in an orderly way; return its last metrics."""
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> Ended:
+        """Stop it in an orderly way."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
+        try:
+            code = self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ChaosError(f"not ended {_PATIENCE_SECONDS:.0f} s after SIGTERM") from error
         self._log.close()
-        lines = Path(self._log.name).read_text().splitlines()
-        return next(dict(json.loads(line)) for line in reversed(lines) if '"service_metrics"' in line)
+        lines = Path(self._log.name).read_text().splitlines()[::-1]
+
+        def last(event: str) -> dict[str, Any]:
+            return next(dict(json.loads(line)) for line in lines if f'"event": "{event}"' in line)
+
+        stopping, stopped = (
+            datetime.fromisoformat(last(event)["timestamp"]) for event in ("service_stopping", "service_stopped")
+        )
+        return Ended(code, (stopped - stopping).total_seconds(), last("service_metrics"))
 
     def end(self) -> None:
         """Make sure that it is gone."""
@@ -137,7 +182,8 @@ class Chaos:
         self._folder = folder
         self._broker: Broker = stack.enter_context(BROKERS[broker](folder / "broker"))
         self._proxy = stack.enter_context(Proxy(self._broker.port))
-        self._exchange = stack.enter_context(Exchange(Settings(rate=rate, seed=seed, symbols=_SYMBOLS)))
+        settings = Settings(rate=rate, seed=seed, symbols=_SYMBOLS, limits=_LIMITS)
+        self._exchange = stack.enter_context(Exchange(settings))
         self._possible = 0
         """Possible duplicates of the runs of the service that have ended."""
         self._memory_mb = 0.0
@@ -215,15 +261,16 @@ class Chaos:
 
     def _resets(self, seconds: float) -> None:
         until = time.monotonic() + seconds
+        pauses = random.Random(seconds)  # of its own: other faults may be drawn meanwhile
         while time.monotonic() < until:
             self._proxy.reset()
-            time.sleep(self._chance.uniform(0.05, 0.5))
+            time.sleep(pauses.uniform(0.05, 0.5))
 
     def _service_stopped(self, seconds: float) -> None:
         self._proxy.refuse()
         time.sleep(seconds)
         self._peak()
-        self._possible += self._service.stop()["possible_duplicates"]
+        self._possible += self._service.stop().metrics["possible_duplicates"]
         self._proxy.flow()
         self._service = self._started()
 
@@ -243,6 +290,8 @@ class Chaos:
     def _until(self, holds: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not holds():
+            if (code := self._service.exit_code) is not None:
+                raise ChaosError(f"the service has ended with exit code {code}: {what}")
             if time.monotonic() > deadline:
                 raise ChaosError(f"not within {_PATIENCE_SECONDS:.0f} s: {what}; {self._service.metrics()}")
             time.sleep(0.05)
@@ -250,8 +299,12 @@ class Chaos:
     def _lines(self) -> Lines:
         return Lines(value for _, value in self._records())
 
-    def _records(self) -> Iterator[tuple[bytes | None, bytes]]:
-        """Yield key and value of every record, in the order of each partition."""
+    def _records(self, read: dict[TopicPartition, int] | None = None) -> Iterator[tuple[bytes | None, bytes]]:
+        """Yield key and value of every record, in the order of each partition.
+
+        `read` says up to where that has been done before, and is kept.
+        """
+        read = {} if read is None else read
         consumer = KafkaConsumer(bootstrap_servers=self._broker.bootstrap_servers, enable_auto_commit=False)
         try:
             parts = [
@@ -260,14 +313,16 @@ class Chaos:
                 for number in consumer.partitions_for_topic(topic) or ()
             ]
             consumer.assign(parts)
-            consumer.seek_to_beginning(*parts)
-            ends = consumer.end_offsets(parts)
+            begins, ends = consumer.beginning_offsets(parts), consumer.end_offsets(parts)
+            for part in parts:
+                consumer.seek(part, read.get(part, begins[part]))
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while any(consumer.position(part) < ends[part] for part in parts):
                 if time.monotonic() > deadline:
                     raise ChaosError("not all records could be read")
                 for batch in consumer.poll(200).values():
                     yield from ((one.key, one.value) for one in batch)
+            read |= {part: consumer.position(part) for part in parts}
         finally:
             consumer.close(autocommit=False)
 

@@ -204,8 +204,9 @@ class Continuity:
             if place is None:  # it took too long, and what came has passed: the next one will meet what comes
                 found.snapshot_patience = self._settings.max_wait_seconds
                 return False
-            behind = found.lane.behind(place)
-            if snapshot.last_id + 1 < (behind[0].first_id if behind else found.after):
+            later = (each for each in found.lane.behind(place) if each.last_id > snapshot.last_id)
+            follows = next(later, None)  # not always the first: there may be a gap among those that wait
+            if snapshot.last_id + 1 < (follows.first_id if follows is not None else found.after):
                 found.snapshot_patience = max(found.snapshot_patience, SNAPSHOT_PATIENCE)
                 return False
             found.wants_snapshot = False
@@ -392,9 +393,13 @@ class Continuity:
         if hole is None:
             self._passed_by(stream, event, source, out)
             return
-        if stream.event_type != BAR and hole.opener is not None and event.timestamp_ms > hole.opener.timestamp_ms:
+        opener = hole.opener if stream.event_type != BAR else None
+        misnumbered = opener is not None and event.timestamp_ms > opener.timestamp_ms
+        if misnumbered:
             self._misnumbered(stream, hole, event)
         out += self._came(hole, 1)
+        if misnumbered:
+            out += self._close_beyond(stream)
 
     def _passed_by(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: a repeat, of a new numbering, or of another time."""
@@ -414,8 +419,19 @@ class Continuity:
         wrong = stream.lane.take_out_behind(hole)
         self._held -= len(wrong)
         self._telemetry.misnumbered(len(wrong))
+        hole.opener = None  # or an older one that comes later on another connection would be gone on from as well
         hole.give_up([(event.last_id + 1, hole.gap.last)])
         stream.go_on_from(event)
+
+    def _close_beyond(self, stream: Stream) -> list[Event]:
+        """Close the gaps beyond where a stream stands: other wrong ids have opened them."""
+        out = []
+        for hole in [hole for hole in stream.holes if hole.opener is not None and hole.gap.first >= stream.after]:
+            hole.give_up(list(hole.missing))
+            if not hole.filled:
+                self._ledger.gap_filled(hole.gap, 0)
+            out += self._came(hole, 0)
+        return out
 
     def _renumber(self, stream: Stream, events: list[Event], source: int, out: list[Event]) -> None:
         """Go on with a new numbering; what was missing of the old one stays missing."""

@@ -73,7 +73,7 @@ class Lane:
     def behind(self, place: SnapshotPlace) -> list[Event]:
         """Return the events of its stream that wait behind a place, as far as nothing else is waited for."""
         queue = list(self.queue)
-        waiting = itertools.takewhile(lambda each: isinstance(each, Event), queue[queue.index(place) + 1 :])
+        waiting = itertools.takewhile(_holds_nothing_up, queue[queue.index(place) + 1 :])
         return [each for each in waiting if isinstance(each, Event) and each.route.stream == place.stream]
 
     def put_snapshot(self, place: SnapshotPlace, snapshot: Event) -> None:
@@ -115,3 +115,8 @@ class Lane:
 
     def _index(self, sought: Event | WaitedFor) -> int:
         return next(at for at, each in enumerate(self.queue) if each is sought)
+
+
+def _holds_nothing_up(each: Event | WaitedFor) -> bool:
+    """Whether nothing is waited for here: a gap that was given up stays in its place until it is its turn."""
+    return isinstance(each, Event) or (isinstance(each, PlacedHole) and each.closed)

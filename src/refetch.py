@@ -93,9 +93,13 @@ class Refetch:
         limit = min(MOST_ROWS, last - first + 1)
         if origin.event_type == "trade":
             answer = self._rest.trades(origin.symbol, first, limit, reserved=True)
-            return trade_events(answer.body, origin, self._topics, answer.received_ms)
-        answer = self._rest.aggregates(origin.symbol, first, limit, reserved=True)
-        return aggregate_events(answer.body, origin, self._topics, answer.received_ms)
+            events = trade_events(answer.body, origin, self._topics, answer.received_ms)
+        else:
+            answer = self._rest.aggregates(origin.symbol, first, limit, reserved=True)
+            events = aggregate_events(answer.body, origin, self._topics, answer.received_ms)
+        if events and not first <= events[0].first_id <= last + 1:  # what is right behind the gap has come
+            raise WrongShape(f"asked from {first} on, got {events[0].first_id}")
+        return events
 
     def _bars(self, origin: Origin, interval: Interval) -> list[Event]:
         """Return closed bars only: a later one follows, or they ended a while ago by the exchange's clock."""

@@ -103,6 +103,8 @@ class Stream:
         self.received = 0
         self.backfilled = 0
         self.duplicates = 0
+        self._newest_ms = 0
+        """Of the events before the latest one, when that is older: its id was wrong."""
         self._source = NO_ID
         self._closes = False
         self._taken_at = 0.0
@@ -142,6 +144,8 @@ class Stream:
 
     def go_on_from(self, event: Event) -> None:
         """Expect what follows this event."""
+        if self.latest is not None and event.timestamp_ms < self.latest.timestamp_ms:
+            self._newest_ms = max(self._newest_ms, self.latest.timestamp_ms)
         self.latest = event
         if event.first_id != NO_ID and self.event_type != BAR:
             self.next = event.last_id + 1
@@ -172,7 +176,7 @@ class Stream:
         A repeat is not newer than what was there. Newer ones, consecutive from somewhere below, are the exchange's
         having counted anew (its test network does so each month): see `renumbered`.
         """
-        if self.latest is not None and event.timestamp_ms <= self.latest.timestamp_ms:
+        if self.latest is not None and event.timestamp_ms <= max(self._newest_ms, self.latest.timestamp_ms):
             return [event]
         repeats: list[Event] = []
         goes_on = self._suspects and self._suspected_at + 1 == self.received

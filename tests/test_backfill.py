@@ -364,6 +364,22 @@ def test_ids_that_the_exchange_skips_are_asked_for_a_few_times_and_just_these_gi
         assert running.counted("rest_requests") == before + 4
 
 
+@pytest.mark.parametrize("kind", ["trade", "aggTrade"])
+@pytest.mark.parametrize("off_by", [-1000, 1000])
+def test_an_answer_with_other_ids_than_were_asked_for_is_no_proof_that_they_do_not_exist(
+    kind: str, off_by: int
+) -> None:
+    with scene(pace=QUICK._replace(failing_after=60.0)) as running:
+        first = running.newest[kind] - 1500
+        endpoint = {"trade": running.rest.trades, "aggTrade": running.rest.aggregates}[kind]
+        others = endpoint("BTCUSDT", first + off_by, 20).body.decode()
+        running.exchange.rest(body=others, count=5)
+        gap = running.gap(kind, 20, ahead=first + 19 - running.newest[kind])
+        assert running.filled(gap) == ids(gap)
+        assert not running.wanting.abandoned
+        assert running.counted("rest_failures") == 5
+
+
 def test_what_the_exchange_does_not_keep_any_more_is_named_and_the_rest_is_filled() -> None:
     with scene() as running:
         tape = running.exchange.core.market.by_name["BTCUSDT"].tape

@@ -254,6 +254,48 @@ def test_a_wrong_id_is_left_out_and_the_true_one_fetched(stage: Stage) -> None:
     assert equation_holds(counts)
 
 
+def test_only_the_first_event_that_gives_a_wrong_id_the_lie_is_gone_on_from(stage: Stage) -> None:
+    stage.came(trade(1), trade(2))
+    stage.came(trade(1003, at=3), trade(1004, at=4), trade(5), on=1)
+    stage.came(trade(4), trade(5), on=0)
+    stage.fetched(stage.requests[0], trade(3))
+    stage.came(trade(6), on=1)
+    assert stage.ids() == [1, 2, 3, 4, 5, 6]
+    assert stage.counts()["messages_duplicate"] == 1
+    assert equation_holds(stage.counts())
+
+
+def test_a_wrong_id_on_a_connection_that_is_behind_makes_no_new_numbering_of_what_has_come_before(
+    stage: Stage,
+) -> None:
+    stage.came(*(trade(number) for number in range(1, 21)), on=0)
+    stage.came(trade(1005, at=5), *(trade(number) for number in range(6, 21)), on=1)
+    stage.came(trade(21), on=0)
+    stage.came(trade(21), trade(22), on=1)
+    assert stage.ids() == list(range(1, 23))
+    assert not [each for each in stage.ledger if each[0] == "renumbered"]
+    assert stage.continuity.held == 0
+    counts = stage.counts()
+    assert counts["messages_skipped_by_reason"]["misnumbered"] == 1
+    assert equation_holds(counts)
+
+
+def test_gaps_that_other_wrong_ids_have_opened_are_none(stage: Stage) -> None:
+    stage.came(trade(1))
+    stage.came(trade(1002, at=2), on=0)
+    stage.came(trade(1005, at=3), on=1)
+    first, second = stage.requests
+    stage.came(trade(4), on=0)
+    assert stage.continuity.remaining(second) == []
+    assert stage.ledger[-1] == ("filled", "btcusdt@trade", 1003, 1004, 0)
+    stage.fetched(first, trade(2), trade(3))
+    stage.came(*(trade(number) for number in range(5, 1007)))
+    stage.fetched(second, trade(1003), trade(1004))
+    assert stage.ids() == list(range(1, 1007))
+    assert stage.continuity.held == 0
+    assert equation_holds(stage.counts())
+
+
 def test_waiting_ends_by_the_clock_and_the_gap_is_filled_behind() -> None:
     stage = Stage(max_wait_seconds=0.000001)
     stage.came(trade(1), trade(4))
@@ -334,6 +376,20 @@ def test_a_book_gets_a_snapshot_at_its_start_and_behind_each_gap(stage: Stage) -
     assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 24))
     assert [(each.get("u"), each.get("lastUpdateId")) for each in stage.passed()] == [(None, 24), (26, None)]
     assert equation_holds(stage.counts())
+
+
+def test_a_snapshot_from_before_a_gap_that_opened_meanwhile_is_asked_for_again(stage: Stage) -> None:
+    stage.came(depth(10, 12))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(13, 15))
+    stage.reconnected()
+    stage.came(depth(20, 22), depth(23, 24))
+    assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 16))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 22))
+    assert [each.get("u", each.get("lastUpdateId")) for each in stage.passed()] == [12, 15, 22, 22, 24]
+    assert stage.snapshots_taken == [("btcusdt@depth@100ms", 22)]
+    assert stage.continuity.held == 0
 
 
 def test_a_book_without_a_gap_gets_a_snapshot_now_and_then() -> None:

@@ -130,3 +130,30 @@ def test_a_connection_is_described(exchange: Exchange, connect: Callable[[str], 
         "malformed_frames": 1, "control_frames": 1, "client_frames": 2,
     }  # fmt: skip
     assert {key: record[key] for key in told} == told
+
+
+@pytest.mark.parametrize(("stream", "name"), [("trade", "t"), ("aggTrade", "a")])
+def test_the_record_holds_what_the_market_has_traded_whoever_was_connected(
+    exchange: Exchange, connect: Callable[[str], Client], stream: str, name: str
+) -> None:
+    client = connect(f"{exchange.stream_url}?streams=btcusdt@{stream}")
+    exchange.burst(3, "BTCUSDT")
+    came = [client.message()["data"] for _ in range(3)]
+    exchange.cut()
+    exchange.burst(4, "BTCUSDT")
+    events = exchange.command("history", "BTCUSDT", stream, came[0][name])["events"]
+    assert events[:3] == came
+    assert [event[name] for event in events] == list(range(came[0][name], came[0][name] + 7))
+    assert exchange.command("market")["BTCUSDT"][stream] == events[-1][name]
+
+
+def test_the_record_is_asked_over_http_as_well(exchange: Exchange) -> None:
+    exchange.burst(3, "BTCUSDT")
+    control = f"{exchange.control_url}/control"
+    newest = read(f"{control}/market")["BTCUSDT"]
+    history = read(f"{control}/history?symbol=BTCUSDT&stream=trade&first={newest['trade'] - 1}")["events"]
+    assert [event["t"] for event in history] == [newest["trade"] - 1, newest["trade"]]
+    book = read(f"{control}/book?symbol=BTCUSDT&levels=5")
+    assert book == exchange.command("book", "BTCUSDT", 5)
+    assert book["lastUpdateId"] == newest["depth"]
+    assert len(book["bids"]) == len(book["asks"]) == 5

@@ -16,8 +16,9 @@ In a test: `with Exchange(Settings(rate=500)) as exchange: …exchange.ws_url…
   `status` status | `list_symbol` symbol status | `replay` path speed repeat to_all on_subscribe
 - of REST: `rest` status count delay_s lag_s forgive
 
-Questions are `GET /control/connections` and `GET /control/sent?connection=&stream=&kind=`. All of it is served
-on the public port and on the control port, which stays open while connections are refused.
+Questions are `GET /control/connections`, `GET /control/sent?connection=&stream=&kind=`, `GET /control/market`,
+`GET /control/history?symbol=&stream=&first=` and `GET /control/book?symbol=&levels=`. All of it is served on the
+public port and on the control port, which stays open while connections are refused.
 """
 
 from sandbox.exchange.exchange import Exchange

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox.exchange import frames
+from sandbox.exchange import frames, payloads
 from sandbox.exchange.faults import ControlError, Faults, payload_from
+from sandbox.exchange.listing import AggregateEvent, TradeEvent
 from sandbox.exchange.record import Tally, by_kind, stream_label
 from sandbox.exchange.replay import Pace, Recording, Replay, ReplayError
 from sandbox.exchange.rest import Forced
@@ -49,9 +51,9 @@ COMMANDS = (
     "replay",
 )
 
-
 TARGETED = ("cut", "close", "mute", "half_open", "slow", "malformed", "invalid_utf8", "shutdown")
 """Faults that `after` can wait with."""
+_AT_ANY_TIME = 2**62
 
 
 class Control(Faults):
@@ -241,6 +243,41 @@ class Control(Faults):
             "kinds": {name: _plain(tally) for name, tally in sorted(by_kind(chosen).items())},
             "total": _plain(whole),
         }
+
+    def market(self) -> Answer:
+        """Tell, by symbol, the ids that the market has come to, whether or not somebody was connected."""
+        return {
+            listing.spec.name: {
+                "trade": listing.tape.next_trade - 1,
+                "aggTrade": listing.tape.next_aggregate - 1,
+                "depth": listing.book.update_id,
+            }
+            for listing in self._core.market.listings
+        }
+
+    def history(self, symbol: str, stream: str, first: int) -> Answer:
+        """Tell what `<symbol>@<stream>` has carried, or would have, from an id on; trade or aggTrade."""
+        if symbol not in self._core.market.by_name:
+            raise ControlError(f"symbol: {symbol!r} is not listed")
+        listing = self._core.market.by_name[symbol]
+        tape = listing.tape
+        if stream == "trade":
+            trades = tape.trades(first, tape.next_trade, _AT_ANY_TIME)
+            texts = [payloads.trade(listing, TradeEvent(0, *each)) for each in trades]
+        elif stream == "aggTrade":
+            aggregates = tape.aggregates(first, tape.next_aggregate, _AT_ANY_TIME)
+            texts = [payloads.agg_trade(listing, AggregateEvent(0, *each)) for each in aggregates]
+        else:
+            raise ControlError(f"stream: {stream!r} is neither trade nor aggTrade")
+        return {"events": [json.loads(text) for text in texts]}
+
+    def book(self, symbol: str, levels: int) -> Answer:
+        """Tell the order book as `depth` over REST does, without its weight."""
+        if symbol not in self._core.market.by_name:
+            raise ControlError(f"symbol: {symbol!r} is not listed")
+        listing = self._core.market.by_name[symbol]
+        answer: Answer = json.loads(payloads.partial_depth(listing, listing.book.update_id, levels))
+        return answer
 
     def _receivers(self, stream: str, target: Target) -> list[Session]:
         if target == "subscribers":

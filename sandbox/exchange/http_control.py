@@ -14,7 +14,7 @@ from sandbox.exchange.faults import ControlError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_INTEGERS = frozenset({"connection"})
+_INTEGERS = frozenset({"connection", "first", "levels"})
 
 
 def control_routes(control: Control) -> list[web.RouteDef]:
@@ -27,6 +27,9 @@ def control_routes(control: Control) -> list[web.RouteDef]:
         *commands,
         web.get("/control/connections", partial(_question, control.connections)),
         web.get("/control/sent", partial(_question, control.sent)),
+        web.get("/control/market", partial(_question, control.market)),
+        web.get("/control/history", partial(_question, control.history)),
+        web.get("/control/book", partial(_question, control.book)),
     ]
 
 
