@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.topics import READ_SECONDS, RunTopics, Tally
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka.errors import KafkaError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +50,11 @@ class Follower:
         self._consumer.seek_to_beginning()
         self._thread.start()
 
+    @property
+    def fault(self) -> str:
+        """What is wrong already; there is no use in going on then, as nothing is deleted any more."""
+        return self._fault or self._tally.fault
+
     def verdict(self, sent: Mapping[Line, int], records: int) -> str:
         """Wait until so many records are compared with what was sent; empty when all is well."""
         self._expected = records
@@ -74,8 +85,14 @@ class Follower:
             elif self._expected is not None and now - read_at > READ_SECONDS:
                 raise TimeoutError(f"{self.read} of {self._expected} records came; the rest is unknown")
             if now - deleted_at > DELETE_SECONDS:
-                delete({partition: self._consumer.position(partition) for partition in self._topics.partitions})
-                self.deleted, deleted_at = self.read, now
+                self._delete(delete)
+                deleted_at = now
+
+    def _delete(self, delete: Any) -> None:  # noqa: ANN401
+        read = {partition: self._consumer.position(partition) for partition in self._topics.partitions}
+        with suppress(KafkaError):  # a busy broker did not answer in time; the next call deletes these, too
+            delete(read)
+            self.deleted = self.read
 
     def _take(self, polled: Mapping[Any, Any]) -> None:
         for partition, records in polled.items():

@@ -234,13 +234,16 @@ class Run:
         )
         exit_code = self._child.stop()
         sent = loads.counts(self._load, task.frames)
-        result.fault = self._fault(count, exit_code) or self._verdict(sent)
+        result.fault = self._followed_fault() or self._fault(count, exit_code) or self._verdict(sent)
         if count == task.frames:
             self._add_generator(result)
             if task.trace_every:
                 numbers = loads.numbers(self._load, task.frames)
                 result.legs = legs(self._folder / "trace", self.blocks(), numbers)
         return result
+
+    def _followed_fault(self) -> str:
+        return self.follower.fault if self.follower else ""
 
     def _verdict(self, sent: dict[loads.Line, int]) -> str:
         if self.follower:
@@ -282,9 +285,9 @@ class Run:
         raise RuntimeError(f"the service did not become ready: {self._child.log.read_text()[-2000:]}")
 
     def _await_records(self) -> float:
-        """Wait until all are in the topics or nothing comes any more; return when that was."""
+        """Wait until all are in the topics, nothing comes any more or a fault is known; return when that was."""
         expected, seen, moved_at = self._task.frames + self._extra(), -1, time.monotonic()
-        while seen < expected and time.monotonic() - moved_at < STALLED_SECONDS:
+        while seen < expected and time.monotonic() - moved_at < STALLED_SECONDS and not self._followed_fault():
             count = self.topics.count()
             self._progress.count = count
             if count > seen:

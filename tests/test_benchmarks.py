@@ -545,8 +545,20 @@ def test_what_a_follower_finds_missing_is_the_verdict(broker: Broker) -> None:
         producer.send(f"{made.tag}-trades", value % number, partition=0)
     producer.close()
     assert follower.verdict({LINE: 4}, 3).endswith("4 came after 2")
+    assert follower.fault.endswith("4 came after 2")
     follower.close()
     made.close()
+
+
+def test_a_run_that_cannot_be_followed_any_more_ends_with_what_is_wrong(broker: Broker) -> None:
+    task = Task(PIPELINES["seeds"], "trades", 30_000, 500, stretch=500, follow=True)
+    with RestServer() as rest, Run(task, broker.bootstrap_servers, rest.url) as prepared:
+        assert prepared.follower is not None
+        vars(prepared.topics)["identify"] = None  # whatever it may be that fails on the follower's thread
+        started = time.monotonic()
+        measured = prepared.measure()
+    assert measured.fault.startswith("the records could not be followed: TypeError")
+    assert time.monotonic() - started < 30
 
 
 def test_two_real_shards_send_every_stream_once_and_it_is_verified(broker: Broker) -> None:
