@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
 
 pytest_plugins = [f"tests.{part}_fixtures" for part in ("broker", "exchange", "line", "service")]
 
@@ -18,15 +22,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `slow` unless `-m` names that marker; let what waits for others begin first.
-
-    Where several processes run the tests (-n), the short ones at the end fill what the long ones leave.
-    """
+    """Leave out what is marked `slow` unless `-m` names that marker; order the rest for several processes (-n)."""
     if "slow" not in config.getoption("-m"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
-    items.sort(key=lambda item: not _waits(item))
+    if config.getoption("--brokers") == "embedded":  # others are started by the file, and dear
+        items[:] = in_turn(items)
+
+
+def in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Let what waits for others begin first, one test of each file in turn.
+
+    The short ones at the end fill what the long ones leave, and those under load, which stand in one file, do not
+    all run at the same time.
+    """
+    so_far: Counter[Path] = Counter()
+    turns: dict[pytest.Item, int] = {}
+    for item in items:
+        turns[item] = so_far[item.path]
+        so_far[item.path] += 1
+    waiting = [item for item in items if _waits(item)]
+    others = [item for item in items if not _waits(item)]
+    return sorted(waiting, key=lambda item: turns[item]) + others
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep what stays until the end out of every look for garbage."""
+    gc.freeze()
 
 
 def _waits(item: pytest.Item) -> bool:

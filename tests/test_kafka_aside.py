@@ -11,7 +11,7 @@ import pytest
 from config.settings import KafkaConfig
 from src import kafka_aside
 from tests.broker_fixtures import Topics, create_topics, fresh_topics, read_all
-from tests.test_kafka_producer import Feed, Rig, wait_until
+from tests.test_kafka_producer import NOW, Feed, Rig, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +52,10 @@ def test_records_are_answered_once_each_and_keep_their_order(rig: Rig, config: K
     wait_until(lambda: rig.sink.aside_producer(config.topic_gaps) is not None)
     values = [b"%d" % number for number in range(500)]
     for value in values:
-        assert rig.sink.send_aside(config.topic_gaps, b"k", value, timestamp_ms=5, answered=answers.append)
+        assert rig.sink.send_aside(config.topic_gaps, b"k", value, timestamp_ms=NOW, answered=answers.append)
     wait_until(lambda: len(answers) == len(values))
     records = read_all(config.bootstrap_servers[0], config.topic_gaps)
-    assert [(one.key, one.value, one.timestamp) for one in records] == [(b"k", value, 5) for value in values]
+    assert [(one.key, one.value, one.timestamp) for one in records] == [(b"k", value, NOW) for value in values]
     assert all(answers)
 
 
