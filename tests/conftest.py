@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
+
+# What the tests ask is on this machine, whatever proxy it has.
+os.environ["no_proxy"] = ",".join(
+    ["127.0.0.1", "localhost", os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")]
+)
 
 pytest_plugins = [f"tests.{part}_fixtures" for part in ("broker", "exchange", "line", "service")]
 
