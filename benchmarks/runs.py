@@ -6,8 +6,6 @@ import json
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from benchmarks.load import Progress
 from benchmarks.rest import LIVE
 from benchmarks.topics import RunTopics
 from sandbox.brokers import free_port
+from sandbox.near import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,11 +276,12 @@ class Run:
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until and self._child.running:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._monitoring}/ready", timeout=2):
-                    time.sleep(0.3)
-                    return
-            except (urllib.error.URLError, OSError):
+                ask(f"http://127.0.0.1:{self._monitoring}/ready", timeout=2)
+            except OSError:
                 time.sleep(0.05)
+            else:
+                time.sleep(0.3)
+                return
         raise RuntimeError(f"the service did not become ready: {self._child.log.read_text()[-2000:]}")
 
     def _await_records(self) -> float:

@@ -21,8 +21,6 @@ import signal
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +33,7 @@ from benchmarks.rest import RestServer
 from benchmarks.runs import PIPELINES, POLL_SECONDS, READY_SECONDS, STALLED_SECONDS
 from benchmarks.topics import RunTopics
 from sandbox.brokers import BROKERS, free_port
+from sandbox.near import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,10 +99,11 @@ class Shard:
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until and self.process.running:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/ready", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
+                ask(f"http://127.0.0.1:{self._port}/ready", timeout=2)
+            except OSError:
                 time.sleep(0.05)
+            else:
+                return
         raise RuntimeError(f"shard {self.number} did not become ready: {self.process.log.read_text()[-2000:]}")
 
     def go(self) -> None:
@@ -116,8 +116,7 @@ class Shard:
         """Take note of how far it is."""
         if self.done_at or not self.process.running:
             return
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/status", timeout=5) as answer:
-            self.progress.count = json.load(answer)["kafka_produced"]
+        self.progress.count = json.loads(ask(f"http://127.0.0.1:{self._port}/status", timeout=5))["kafka_produced"]
         if self.progress.count >= self.frames:
             self.done_at = time.monotonic()
             self._cpu = self.process.cpu_seconds() - self._cpu_before

@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +29,7 @@ from benchmarks.latency import percentiles, sent_at_ns
 from benchmarks.rest import RestServer
 from benchmarks.runs import PIPELINES, Look, Run, Task
 from sandbox.brokers import BROKERS
+from sandbox.near import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,8 +92,7 @@ class Watch:
         before, self._cpu = self._cpu, (look.at, cpu)
         if before is None:
             return
-        with urllib.request.urlopen(f"http://127.0.0.1:{look.port}/status", timeout=5) as answer:
-            status: dict[str, Any] = json.load(answer)
+        status: dict[str, Any] = json.loads(ask(f"http://127.0.0.1:{look.port}/status", timeout=5))
         self.samples.append(
             Sample(
                 second=look.at - self.looks[0][0],

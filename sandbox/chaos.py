@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ with warnings.catch_warnings():
 from sandbox.brokers import BROKERS, Broker, EmbeddedBroker, free_port
 from sandbox.completeness import STREAM_TYPES, Findings, Lines
 from sandbox.exchange import Exchange, Limits, Settings
+from sandbox.near import ask
 from sandbox.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ class Service:
     def metrics(self) -> dict[str, Any]:
         """Return /status, nothing while it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/status", timeout=5) as answer:
-                return dict(json.load(answer))
+            return dict(json.loads(ask(f"http://127.0.0.1:{self._port}/status", timeout=5)))
         except OSError:
             return {}
 

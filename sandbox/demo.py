@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,6 +28,7 @@ with warnings.catch_warnings():
 
 from config.settings import KafkaConfig, SettingsError, load_settings
 from sandbox.brokers import BrokerError, EmbeddedBroker, free_port
+from sandbox.near import ask
 from src import topics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,16 +219,15 @@ def _last_error(lines: list[dict[str, Any]]) -> str:
 
 
 def _sent(exchange: str) -> int:
-    with urllib.request.urlopen(f"{exchange}/control/sent", timeout=5) as answer:  # noqa: S310 - our own exchange
-        return int(json.load(answer)["total"]["events"])
+    return int(json.loads(ask(f"{exchange}/control/sent", timeout=5))["total"]["events"])
 
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=1):  # noqa: S310 - our own service
-            return True
+        ask(url, timeout=1)
     except OSError:
         return False
+    return True
 
 
 def _monitoring(environment: dict[str, str]) -> str:

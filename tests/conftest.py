@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,11 @@ import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# What the tests ask is on this machine, whatever proxy it has.
+os.environ["no_proxy"] = ",".join(
+    ["127.0.0.1", "localhost", os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")]
+)
 
 pytest_plugins = [f"tests.{part}_fixtures" for part in ("broker", "exchange", "line", "service")]
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NOBODY = "http://127.0.0.1:9"
+
+
 def demo(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return subprocess.run(
@@ -27,8 +30,8 @@ def demo(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
     )
 
 
-def test_the_last_lines_add_up_whatever_the_settings_say_of_the_log(tmp_path: Path) -> None:
-    ended = demo(tmp_path, "--seconds", "2", LOG_FORMAT="text", LOG_LEVEL="ERROR")
+def test_the_last_lines_add_up_whatever_is_set_for_the_log_and_as_a_proxy(tmp_path: Path) -> None:
+    ended = demo(tmp_path, "--seconds", "2", LOG_FORMAT="text", LOG_LEVEL="ERROR", http_proxy=NOBODY)
     assert ended.returncode == 0, ended.stderr
     lines = re.findall(r"^the (\w+ \w+[ \w]*?) +(\d+)\b", ended.stdout, re.MULTILINE)
     told = {name: int(count) for name, count in lines}
