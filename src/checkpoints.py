@@ -60,6 +60,7 @@ class _StreamRecord(msgspec.Struct):
     shard: str
     version: int
     event_ms: int = 0
+    mixed: bool = False
 
 
 class _OffsetsRecord(msgspec.Struct):
@@ -99,8 +100,9 @@ def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Che
             continue
         if record.version == VERSION:
             missing = tuple(record.missing)
-            position = Position(record.stream, record.last, missing, record.final, record.event_ms)
-            positions[record.stream] = position
+            positions[record.stream] = Position(
+                record.stream, record.last, missing, record.final, record.event_ms, record.mixed
+            )
             shards.add(record.shard)
             at_ms = max(at_ms, record.at_ms)
     offsets = _lowest_offsets([latest.get(f"{_PREFIX}{shard}".encode()) for shard in shards])
@@ -210,7 +212,15 @@ class CheckpointWriter:
         changed = {stream: each for stream, each in positions.items() if self._written.get(stream) != each}
         streams = {
             stream.encode(): _StreamRecord(
-                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION, each.at_ms
+                stream,
+                each.last,
+                list(each.missing),
+                each.final,
+                now,
+                self._shard,
+                VERSION,
+                each.at_ms,
+                each.mixed,
             )
             for stream, each in changed.items()
         }
