@@ -551,7 +551,7 @@ def test_two_speeds_of_depth_that_could_not_be_told_apart_lose_nothing_and_name_
     names: list[str], stage: Stage, monkeypatch: pytest.MonkeyPatch, *, late: bool
 ) -> None:
     monkeypatch.setattr(continuity, "_now_ms", lambda: T0 + 200)
-    positions = {name: Position(name, 100, at_ms=T0 + 100, mixed=True) for name in names}
+    positions = {name: Position(name, 100, at_ms=T0 + (50 if late else 100), mixed=True) for name in names}
     if not late:
         stage.continuity.resume(positions, T0 + 200)
     both_speeds(stage, (81, 99), (100, 120))
