@@ -60,6 +60,7 @@ class _StreamRecord(msgspec.Struct):
     shard: str
     version: int
     event_ms: int = 0
+    mixed: bool = False
 
 
 class _OffsetsRecord(msgspec.Struct):
@@ -81,10 +82,18 @@ _decode_stream = msgspec.json.Decoder(_StreamRecord).decode
 _decode_offsets = msgspec.json.Decoder(_OffsetsRecord).decode
 
 
-def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Checkpoint:
-    """Return the last word of the topic's records, given in order as keys and values.
+def every_stream(_: str) -> bool:
+    """Say of a stream that it is ours: of one shard all are."""
+    return True
 
-    Each stream stands where its own shard's offsets begin, so with several shards the lowest offset counts.
+
+def read_checkpoint(
+    records: Iterable[tuple[bytes | None, bytes | None]], ours: Callable[[str], bool] = every_stream
+) -> Checkpoint:
+    """Return the last word of the topic's records, given in order as keys and values, about our own streams.
+
+    Each stream stands where the offsets of the shard begin that wrote it down, so of several, as after their
+    number has changed, the lowest offset counts; what other shards read does not.
     """
     latest = dict(records)
     positions: dict[str, Position] = {}
@@ -97,10 +106,11 @@ def read_checkpoint(records: Iterable[tuple[bytes | None, bytes | None]]) -> Che
             record = _decode_stream(value)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
-        if record.version == VERSION:
+        if record.version == VERSION and ours(record.stream):
             missing = tuple(record.missing)
-            position = Position(record.stream, record.last, missing, record.final, record.event_ms)
-            positions[record.stream] = position
+            positions[record.stream] = Position(
+                record.stream, record.last, missing, record.final, record.event_ms, record.mixed
+            )
             shards.add(record.shard)
             at_ms = max(at_ms, record.at_ms)
     offsets = _lowest_offsets([latest.get(f"{_PREFIX}{shard}".encode()) for shard in shards])
@@ -126,8 +136,9 @@ def _lowest_offsets(values: list[bytes | None]) -> dict[TopicPartition, int] | N
 class CheckpointWriter:
     """Writes a checkpoint every `interval` seconds and a last one at the end.
 
-    Nothing is written before `resumed` says so: positions that do not know the past would take the place of those
-    that do. A checkpoint waits until everything up to it is acknowledged, so while Kafka is away none is written.
+    Nothing is written before `resumed` says so: positions that do not know the past
+    would take the place of those that do. A checkpoint waits until everything up to it is acknowledged, so while
+    Kafka is away none is written.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - its neighbours
@@ -210,7 +221,15 @@ class CheckpointWriter:
         changed = {stream: each for stream, each in positions.items() if self._written.get(stream) != each}
         streams = {
             stream.encode(): _StreamRecord(
-                stream, each.last, list(each.missing), each.final, now, self._shard, VERSION, each.at_ms
+                stream,
+                each.last,
+                list(each.missing),
+                each.final,
+                now,
+                self._shard,
+                VERSION,
+                each.at_ms,
+                each.mixed,
             )
             for stream, each in changed.items()
         }

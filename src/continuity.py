@@ -338,7 +338,7 @@ class Continuity:
         if stream.first_seen is not None or event.first_id == NO_ID:
             return False
         position = self._resumed.get(self._name_before(stream))
-        if position is None:
+        if position is None or position.mixed:
             return False
         if not _now_ms() - _RECORDING_MS < event.timestamp_ms <= (position.at_ms or self._resumed_until_ms):
             return False
@@ -374,7 +374,9 @@ class Continuity:
         stream.continues = True
         first, last = missing_since(position, event)
         if first > event.first_id:
-            self._counted_anew(stream, position, first, event)
+            # Depth that goes on from amid what Kafka has is of another speed than the last that is there.
+            if not position.mixed and (stream.event_type != DEPTH or event.last_id <= position.last):
+                self._counted_anew(stream, position, first, event)
             return []
         self._fill_behind(stream, position.missing)
         return self._jumped(stream, event, (first, last), "resume", source) if first <= last else []
@@ -562,7 +564,12 @@ class Continuity:
         stream.continues = True
         missing = list(position.missing)
         begun = stream.first_seen
-        if begun is not None and begun.first_id <= position.last and begun.timestamp_ms > position.at_ms > 0:
+        if (
+            begun is not None
+            and not position.mixed
+            and begun.last_id <= position.last
+            and begun.timestamp_ms > position.at_ms > 0
+        ):
             self._counted_anew(stream, position, position.last + 1, begun)
             return
         if stream.first_seen is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from src.events import Event
 
+_RECENT = 64  # updates of a book: what is sent again is mostly newer
 _TYPE_MARK = b'"event_type":"'
 _LIVE = f'"source":"{SOURCE}"'.encode()
 _NUMBERED = frozenset({b"trade", b"aggregate_trade", b"depth_update"})
@@ -124,16 +125,24 @@ def place_of(event: Event) -> Place | None:
 class _Stream:
     """The ids of one stream: everything up to `last` but what is missing."""
 
-    __slots__ = ("at_ms", "final", "first", "last", "missing")
+    __slots__ = ("at_ms", "final", "first", "last", "missing", "mixed")
 
-    def __init__(
-        self, first: int, last: int, *, final: bool, missing: Iterable[Interval] = (), at_ms: int = 0
+    def __init__(  # noqa: PLR0913 - what a position has
+        self,
+        first: int,
+        last: int,
+        *,
+        final: bool,
+        missing: Iterable[Interval] = (),
+        at_ms: int = 0,
+        mixed: bool = False,
     ) -> None:
         self.first = first  # of the bar that is not closed yet; from a checkpoint only its end is known
         self.last = last
         self.final = final
         self.missing = list(missing)
         self.at_ms = at_ms  # when the last one was sent
+        self.mixed = mixed
 
     def saw(self, first: int, last: int, *, final: bool, at_ms: int) -> None:
         if last < self.last and 0 < self.at_ms < at_ms and not self._lacks(first):
@@ -152,6 +161,10 @@ class _Stream:
         elif final and self.missing:
             self.missing = without(self.missing, first, last)
 
+    def reaches(self, last: int, at_ms: int) -> None:
+        if last > self.last:
+            self.last, self.at_ms = last, at_ms
+
     def _lacks(self, number: int) -> bool:
         return any(first <= number <= last for first, last in self.missing)
 
@@ -163,16 +176,20 @@ class Coverage:
     old one is forgotten. So too when the tail of an old numbering is read behind a checkpoint of the new one.
 
     `known` is where the streams stood at some time: what lies before is not asked for again. Depth has no
-    missing ids, since nobody gives them again; of depth not known before, the name lacks its speed. Not locked;
-    for one thread.
+    missing ids, since nobody gives them again; of depth not known before, the name lacks its speed. Of two speeds
+    an update belongs to the one that it alone goes on from; where that cannot be told, both are `mixed` and stand
+    at the highest id, so that what is behind it is missing from both. Not locked; for one thread.
     """
 
     def __init__(self, known: Mapping[str, Position]) -> None:
         self._streams = {
-            each.stream: _Stream(each.last, each.last, final=each.final, missing=each.missing, at_ms=each.at_ms)
+            each.stream: _Stream(
+                each.last, each.last, final=each.final, missing=each.missing, at_ms=each.at_ms, mixed=each.mixed
+            )
             for each in known.values()
         }
         self._speeds: dict[str, list[str]] = {}
+        self._tails: dict[str, _Tail] = {}
         for stream in known:
             if "@depth" in stream:
                 self._speeds.setdefault(stream.partition("@depth")[0] + "@depth", []).append(stream)
@@ -194,16 +211,44 @@ class Coverage:
     def positions(self) -> dict[str, Position]:
         """Return where each stream stands."""
         return {
-            stream: Position(stream, each.last, tuple(sorted(each.missing)), each.final, each.at_ms)
+            stream: Position(stream, each.last, tuple(sorted(each.missing)), each.final, each.at_ms, each.mixed)
             for stream, each in self._streams.items()
         }
 
     def _saw_depth(self, seen: Place, at_ms: int) -> None:
-        names = self._speeds.get(seen.stream)
-        if names is None:
-            self._speeds[seen.stream] = [seen.stream]
+        names = self._speeds.setdefault(seen.stream, [])
+        tail = self._tails.setdefault(seen.stream, _Tail())
+        if not names:
+            names.append(seen.stream)
             self._streams[seen.stream] = _Stream(seen.first, seen.last, final=True, at_ms=at_ms)
-        elif len(names) == 1:  # of two speeds at a time neither can be told from its events
-            known = self._streams[names[0]]
-            if seen.last > known.last:
-                known.last, known.at_ms = seen.last, at_ms
+        books = [self._streams[name] for name in names]
+        following = [book for book in books if not book.mixed and book.last + 1 == seen.first]
+        overlapping = tail.overlaps(seen)
+        if len(following) == 1:
+            following[0].last, following[0].at_ms = seen.last, at_ms
+        elif len(books) > 1:
+            for book in books:
+                book.mixed |= book.last < seen.last
+                book.reaches(seen.last, at_ms)
+        else:
+            books[0].mixed |= overlapping or seen.first <= books[0].last < seen.last
+            books[0].reaches(seen.last, at_ms)
+
+
+class _Tail:
+    """The updates of a book in a tail: of one speed no two share an id, unless one was sent again."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, int] = {}
+        self._last = -1
+
+    def overlaps(self, seen: Place) -> bool:
+        """Take note of one; return whether it shares ids with an earlier one and is not known to be the same."""
+        if self._recent.get(seen.first) == seen.last:
+            return False
+        overlapping = seen.first <= self._last
+        self._recent[seen.first] = seen.last
+        self._last = max(self._last, seen.last)
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+        return overlapping

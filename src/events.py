@@ -16,7 +16,7 @@ import msgspec
 from config.streams import stream_symbol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
 SOURCE = "binance_websocket"
 PIPELINE_VERSION = "1.0.0"
@@ -77,7 +77,7 @@ class Route(msgspec.Struct, frozen=True, eq=False, gc=False):
     head: bytes
     """That wrapper, and the payload's opening brace."""
     stream: str = ""
-    """The stream's name as subscribed; for a frame without the wrapper the name that its payload tells."""
+    """The stream's name as subscribed; for a frame without the wrapper see `told_names`."""
     ids: Callable[[_Payload], _Ids] | None = None
     """Where the payload's ids stand; None where the exchange counts nothing."""
 
@@ -132,6 +132,7 @@ _NO_IDS: _Ids = (NO_ID, NO_ID - 1, True)
 
 _RouteName = tuple[str | None, str | None, str | None]
 """Stream, `e`, symbol."""
+_Made = dict[tuple[_RouteName, str], Route]
 
 
 class _Payload(msgspec.Struct, gc=False):
@@ -184,18 +185,25 @@ class EventDecoder:
     That cache also tells which streams have brought something, at no cost by the event.
     """
 
-    def __init__(self, topics: Topics, made: dict[_RouteName, Route] | None = None) -> None:
+    def __init__(self, topics: Topics, made: _Made | None = None, names: Mapping[str, str] | None = None) -> None:
         self._topics = topics
         self._routes: dict[_RouteName, Route] = {}
-        self._made: dict[_RouteName, Route] = {} if made is None else made
+        self._made: _Made = {} if made is None else made
+        self._names = names or {}
 
     def renewed(self) -> EventDecoder:
         """Return a decoder that has seen nothing yet; both give the events of a stream the same route."""
-        return EventDecoder(self._topics, self._made)
+        return EventDecoder(self._topics, self._made, self._names)
+
+    def expecting(self, streams: Iterable[str]) -> EventDecoder:
+        """Return a decoder that takes frames without the wrapper for these streams; the others stay seen."""
+        decoder = EventDecoder(self._topics, self._made, told_names(streams))
+        decoder._routes |= {key: route for key, route in list(self._routes.items()) if key[0] is not None}
+        return decoder
 
     def seen(self) -> set[str]:
         """Return the streams that have brought an event; from any thread."""
-        return {stream for stream, _, _ in list(self._routes) if stream is not None}
+        return {route.stream for route in list(self._routes.values())}
 
     def decode(self, frames: list[bytes], received_ms: int) -> Decoded:
         """Decode the frames of one read from the socket at `received_ms` (ms since the epoch).
@@ -278,25 +286,48 @@ class EventDecoder:
         key = stream, name + interval, symbol
         route = self._routes.get(key)
         if route is None:
-            for routes in (self._routes, self._made):
-                if len(routes) >= _ROUTES_KEPT:
-                    routes.clear()
-            route = self._made.get(key) or self._new_route(stream, name, symbol, interval)
+            if len(self._routes) >= _ROUTES_KEPT:
+                self._routes.clear()
+            if len(self._made) >= _ROUTES_KEPT:
+                self._made.clear()
+            named = stream if stream is not None else self._named(name, symbol, interval)
+            route = self._made.get((key, named)) or self._new_route(stream, name, symbol, named)
             # An unknown object may be empty, which the one-pass case does not expect; a shutdown is to be noticed.
             if name and name != _SHUTDOWN:
-                self._routes[key] = self._made[key] = route
+                self._routes[key] = self._made[key, named] = route
         return route
 
-    def _new_route(self, stream: str | None, name: str, symbol: str | None, interval: str) -> Route:
+    def _named(self, name: str, symbol: str | None, interval: str) -> str:
+        """Return the stream that is meant by a payload alone, the name that it tells if that is not known."""
+        kind = f"@{_SUFFIXES.get(name, name)}{interval}"
+        told = f"{(symbol or '').lower()}{kind}"
+        return self._names.get(told) or self._names.get(kind) or told
+
+    def _new_route(self, stream: str | None, name: str, symbol: str | None, named: str) -> Route:
         event_type, kind = _EVENT_TYPES.get(name) or (_snake_case(name), _RAW)
         added = {"source": SOURCE, "event_type": event_type, "pipeline_version": PIPELINE_VERSION}
-        if stream is not None and _needs_stream(stream, event_type):
-            added["stream"] = stream
+        known = stream is not None or named in self._names.values()
+        if known and _needs_stream(named, event_type):
+            added["stream"] = named
         tail = b"," + _dump(added)[1:]
         head = b'{"stream":%b,"data":{' % _dump(stream)  # for None never met: a wrapper names its stream
         topic, key = getattr(self._topics, kind), _key(stream, symbol)
-        named = stream if stream is not None else f"{(symbol or '').lower()}@{_SUFFIXES.get(name, name)}{interval}"
         return Route(event_type, topic, key, tail, len(head) - 1, head, named, _IDS.get(name))
+
+
+def told_names(streams: Iterable[str]) -> dict[str, str]:
+    """Return the names of streams by those that their payloads tell where no wrapper does.
+
+    No payload tells the speed of depth or a bar's offset from UTC, nor that an element was part of an array. Of
+    two that tell the same name the one is taken whose name it is, else the first.
+    """
+    streams = list(streams)
+    names: dict[str, str] = {}
+    for stream in streams:
+        symbol, _, kind = stream.partition("@")
+        told = f"@{symbol[1:]}" if symbol.startswith("!") else f"{symbol}@{kind.partition('@')[0]}"
+        names.setdefault(told, stream)
+    return names | {stream: stream for stream in streams}
 
 
 def _trade_ids(payload: _Payload) -> _Ids:
@@ -349,7 +380,16 @@ _IDS: dict[str, Callable[[_Payload], _Ids]] = {
     "depthUpdate": _depth_ids,
     "kline": _bar_ids,
 }
-_SUFFIXES = {"depthUpdate": "depth"}
+_SUFFIXES = {
+    "depthUpdate": "depth",
+    "24hrTicker": "ticker",
+    "24hrMiniTicker": "miniTicker",
+    "1hTicker": "ticker_1h",
+    "4hTicker": "ticker_4h",
+    "1dTicker": "ticker_1d",
+    "!bookTicker": "bookTicker",
+}
+"""What the names of streams end with, where that is not the `e` of their payloads."""
 
 
 def _untyped(payload: _Payload) -> str:

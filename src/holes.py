@@ -51,6 +51,8 @@ class Position(NamedTuple):
     """Of a bar: whether its closing frame was seen. True for everything else."""
     at_ms: int = 0
     """When the exchange sent the last one, ms since the epoch; 0: not known."""
+    mixed: bool = False
+    """Of depth: whether two speeds came that could not be told apart; the last id is that of the later one."""
 
     def lacking(self, ids: Iterable[Interval]) -> Position:
         """Return the same with these ids missing too, as far as they are not behind the last."""

@@ -52,7 +52,7 @@ class Slot:
         self.opened = 0
         """How often its connection was opened."""
         self.shutdown_announced = False
-        self._decoder = parts.decoder.renewed()
+        self._decoder = parts.decoder.expecting(line.streams)
         self.connection = BinanceConnection(
             line.number,
             parts.url,
@@ -83,6 +83,10 @@ class Slot:
     def seen(self) -> set[str]:
         """Return the streams that have brought something on this connection, or since `forget`."""
         return self._decoder.seen()
+
+    def expect(self, streams: Iterable[str]) -> None:
+        """Take frames that do not tell their stream for these from here on."""
+        self._decoder = self._decoder.expecting(streams)
 
     def forget(self) -> None:
         """Begin a new account of what is seen."""
@@ -143,6 +147,7 @@ class Line:
             del self.streams[stream]
         self.streams.update(dict.fromkeys(add))
         for slot in self._slots:
+            slot.expect(self.streams)
             slot.connection.change(add, remove)
 
     def renew(self, streams: Sequence[str]) -> None:

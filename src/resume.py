@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError
 
-from src.checkpoints import Checkpoint, read_checkpoint
+from src.checkpoints import Checkpoint, every_stream, read_checkpoint
 from src.coverage import Coverage, event_type, place, sent_at
 from src.events import topic_for
 from src.kafka_reader import KafkaReader
@@ -62,6 +62,7 @@ class Resume:
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
         kafka_ready: Callable[[], bool],
+        ours: Callable[[str], bool] = every_stream,
     ) -> None:
         self._kafka = kafka
         self._topics = topics
@@ -71,6 +72,7 @@ class Resume:
         self._standing = standing
         self._telemetry = telemetry
         self._kafka_ready = kafka_ready
+        self._ours = ours
         self._spooled_up_to = spool.last_seq
         self._started_at = 0.0
         self._reading = False
@@ -147,7 +149,8 @@ class Resume:
             return
         self._telemetry.already_delivered(left_behind.remove())
         self._delivery.release()
-        positions = coverage.positions()
+        # A later checkpoint with those of another shard would take the place of what that one has written since.
+        positions = {name: each for name, each in coverage.positions().items() if self._ours(name)}
         now_ms = time.time_ns() // 1_000_000
         self._standing.resume(positions, min(max(checkpoint.at_ms, self._newest_ms), now_ms))
         self._done.set()
@@ -161,7 +164,9 @@ class Resume:
     def _checkpoint(self, reader: KafkaReader) -> Checkpoint:
         partitions = reader.partitions([self._kafka.topic_checkpoints])
         records = reader.records(reader.begins(partitions), reader.ends(partitions), self._closing.is_set)
-        checkpoint = read_checkpoint((each.key, each.value) for _, batch in records for each in batch)
+        checkpoint = read_checkpoint(
+            ((each.key, each.value) for _, batch in records for each in batch), self._ours
+        )
         topics = {partition.topic for partition in checkpoint.offsets or ()}
         if topics and not topics.issuperset(self._topics):
             return Checkpoint({}, None)  # it speaks of other topics

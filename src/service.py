@@ -233,6 +233,7 @@ class Service:
             self._telemetry,
             self._worker_ended,
             lambda: self._sink.ready,
+            self._is_ours,
         )
 
     def _checkpoints(self, delivery: Delivery, continuity: Continuity, resume: Resume) -> CheckpointWriter:
@@ -248,6 +249,11 @@ class Service:
             f"{self._settings.shard.index}/{self._settings.shard.count}",
             self._lost,
         )
+
+    def _is_ours(self, stream: str) -> bool:
+        """Whether our shard reads this stream, or would."""
+        shard = self._settings.shard
+        return shards.shard_of(stream, shard.count) == shard.index
 
     def _open_endpoints(self) -> Endpoints | None:
         host, port = self._settings.monitoring.host, self._settings.monitoring.port

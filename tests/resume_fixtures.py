@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
-from src.checkpoints import CheckpointWriter
+from src.checkpoints import CheckpointWriter, every_stream
 from src.coverage import Coverage, Place, sent_at
 from src.deadline import Deadline
 from src.delivery import Delivery
@@ -133,7 +133,7 @@ class Standing:
 class Run:
     """From the decoder to Kafka, with checkpoints, as one run of the service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has its default
         self,
         kafka: KafkaConfig,
         folder: Path,
@@ -141,6 +141,8 @@ class Run:
         interval: float = 0.2,
         timeout: float = 20.0,
         in_flight: int = 200_000,
+        shard: str = "0/1",
+        ours: Callable[[str], bool] = every_stream,
     ) -> None:
         self.kafka = kafka
         self.telemetry = Telemetry()
@@ -164,6 +166,7 @@ class Run:
             self.telemetry,
             self.ended.append,
             lambda: self.sink.ready,
+            ours,
         )
         self.checkpoints = CheckpointWriter(
             kafka,
@@ -174,7 +177,8 @@ class Run:
             self.telemetry,
             self.ended.append,
             lambda: self.resume.done,
-            lost=self.lost,
+            shard,
+            self.lost,
         )
         self._decoder = EventDecoder(topic_names(kafka))
         self._open = True

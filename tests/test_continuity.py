@@ -658,6 +658,45 @@ def test_a_hole_in_depth_between_two_runs_is_named(stage: Stage, name: str, *, l
     ]
 
 
+def both_speeds(stage: Stage, *updates: tuple[int, int], name: str = "btcusdt@depth") -> None:
+    """Let updates come on the slow stream, or another one."""
+    frames = [json.dumps({"stream": name, "data": depth(first, last)}).encode() for first, last in updates]
+    stage.continuity.put(stage.decoders[0].decode(frames, T0).events, 0, 1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("names", [["btcusdt@depth"], ["btcusdt@depth", "btcusdt@depth@100ms"]])
+def test_two_speeds_of_depth_that_could_not_be_told_apart_lose_nothing_and_name_no_false_gap(
+    names: list[str], stage: Stage, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    monkeypatch.setattr(continuity, "_now_ms", lambda: T0 + 200)
+    positions = {name: Position(name, 100, at_ms=T0 + (50 if late else 100), mixed=True) for name in names}
+    if not late:
+        stage.continuity.resume(positions, T0 + 200)
+    both_speeds(stage, (81, 99), (100, 120))
+    both_speeds(stage, (101, 110), (111, 120), name="btcusdt@depth@100ms")
+    if late:
+        stage.continuity.resume(positions, T0 + 200)
+    assert stage.ids() == [99, 120, 110, 120]
+    assert stage.ledger == []
+    assert stage.counts()["messages_duplicate"] == 0
+
+
+def test_what_is_behind_both_of_two_speeds_of_depth_is_missing(stage: Stage) -> None:
+    names = ("btcusdt@depth", "btcusdt@depth@100ms")
+    stage.continuity.resume({name: Position(name, 100, mixed=True) for name in names})
+    both_speeds(stage, (90, 120))
+    both_speeds(stage, (111, 120), name="btcusdt@depth@100ms")
+    assert stage.ledger[0] == ("opened", "btcusdt@depth@100ms", 101, 110, "resume")
+
+
+def test_depth_that_goes_on_amid_what_kafka_has_is_no_new_numbering(stage: Stage) -> None:
+    stage.continuity.resume({"btcusdt@depth": Position("btcusdt@depth", 110, at_ms=T0)})
+    both_speeds(stage, (101, 120))
+    assert stage.ids() == [120]
+    assert stage.ledger == []
+
+
 def test_of_two_speeds_of_depth_one_takes_over_what_tells_no_speed(stage: Stage) -> None:
     quick = stage.decode([depth(110, 112)]).events
     named = EventDecoder(TOPICS).decode(

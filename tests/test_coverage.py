@@ -105,11 +105,31 @@ def test_what_counts_nothing_or_is_no_event_has_no_place() -> None:
     assert place(value, event_type(value)) is None
 
 
-def test_of_two_speeds_of_depth_neither_is_guessed() -> None:
-    names = ("btcusdt@depth", "btcusdt@depth@100ms")
-    both = Coverage({name: Position(name, 5) for name in names})
-    both.saw(Place(names[0], 6, 9))
-    assert {each.last for each in both.positions().values()} == {5}
-    one = Coverage({names[1]: Position(names[1], 5)})
-    one.saw(Place(names[0], 6, 9))
-    assert one.positions() == {names[1]: Position(names[1], 9)}
+QUICK, SLOW = "btcusdt@depth@100ms", "btcusdt@depth"
+
+
+def books(*updates: tuple[int, int], known: dict[str, int] | None = None) -> dict[str, Position]:
+    """Let updates of a book be seen; return where each speed stands."""
+    coverage = Coverage({name: Position(name, last) for name, last in (known or {}).items()})
+    for first, last in updates:
+        coverage.saw(Place(SLOW, first, last))
+    return coverage.positions()
+
+
+def test_of_one_speed_of_depth_the_last_update_counts_whatever_is_missing_or_sent_again() -> None:
+    updates = [(1, 5), (6, 9), (20, 25), (6, 9), (20, 25), (26, 30)]
+    assert books(*updates) == {SLOW: Position(SLOW, 30)}
+    assert books((4, 5), (6, 9), (10, 12), known={QUICK: 9}) == {QUICK: Position(QUICK, 12)}
+
+
+def test_of_two_speeds_of_depth_an_update_belongs_to_the_one_that_it_alone_goes_on_from() -> None:
+    known = {QUICK: 20, SLOW: 10}
+    expected = {QUICK: Position(QUICK, 30), SLOW: Position(SLOW, 40)}
+    assert books((11, 22), (21, 30), (23, 40), known=known) == expected
+
+
+def test_two_speeds_of_depth_that_cannot_be_told_apart_stand_at_the_highest_id_and_say_so() -> None:
+    both = {QUICK: Position(QUICK, 30, mixed=True), SLOW: Position(SLOW, 30, mixed=True)}
+    assert books((21, 25), (26, 30), (21, 30), known={QUICK: 20, SLOW: 20}) == both
+    assert books((1, 5), (6, 10), (1, 10), (11, 15)) == {SLOW: Position(SLOW, 15, mixed=True)}
+    assert books((8, 15), known={QUICK: 10}) == {QUICK: Position(QUICK, 15, mixed=True)}

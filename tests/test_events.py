@@ -56,6 +56,39 @@ def added_fields(value: bytes) -> list[str]:
     return names[names.index("ingestion_timestamp") :]
 
 
+def test_where_no_wrapper_names_a_stream_it_is_the_one_that_is_subscribed() -> None:
+    streams = ["btcusdt@depth@100ms", "ethusdt@depth@100ms", "ethusdt@depth", "btcusdt@kline_1m@+08:00"]
+    streams += ["!miniTicker@arr", "ethusdt@miniTicker", "!ticker_1h@arr", "btcusdt@ticker", "btcusdt@bookTicker"]
+    decoder = EventDecoder(TOPICS).expecting(streams)
+    bar = {"e": "kline", "s": "BTCUSDT", "k": {"t": 1, "T": 2, "i": "1m", "x": True}}
+    expected: list[tuple[dict[str, Any], str]] = [
+        ({"e": "depthUpdate", "s": "BTCUSDT", "U": 1, "u": 2}, "btcusdt@depth@100ms"),
+        ({"e": "depthUpdate", "s": "ETHUSDT", "U": 1, "u": 2}, "ethusdt@depth"),
+        ({"e": "depthUpdate", "s": "BNBUSDT", "U": 1, "u": 2}, "bnbusdt@depth"),
+        ({"e": "24hrMiniTicker", "s": "BTCUSDT"}, "!miniTicker@arr"),
+        ({"e": "24hrMiniTicker", "s": "ETHUSDT"}, "ethusdt@miniTicker"),
+        ({"e": "1hTicker", "s": "BTCUSDT"}, "!ticker_1h@arr"),
+        ({"e": "24hrTicker", "s": "BTCUSDT"}, "btcusdt@ticker"),
+        ({"u": 7, "s": "BTCUSDT", "b": "1"}, "btcusdt@bookTicker"),
+        (bar, "btcusdt@kline_1m@+08:00"),
+    ]
+    decoded = decoder.decode([json.dumps(payload).encode() for payload, _ in expected], 1)
+    assert [event.route.stream for event in decoded.events] == [stream for _, stream in expected]
+    assert decoder.seen() == {stream for _, stream in expected}
+    told = [json.loads(event.value).get("stream") for event in decoded.events]
+    assert told == [None] * 7 + ["btcusdt@bookTicker", "btcusdt@kline_1m@+08:00"]
+
+
+def test_a_changed_choice_of_streams_changes_what_a_payload_means_and_forgets_nothing_else() -> None:
+    before = EventDecoder(TOPICS).expecting(["btcusdt@depth"])
+    depth = b'{"e":"depthUpdate","s":"BTCUSDT","U":1,"u":2}'
+    wrapped = b'{"stream":"btcusdt@trade","data":{"e":"trade","s":"BTCUSDT","t":1}}'
+    before.decode([depth, wrapped], 1)
+    after = before.expecting(["btcusdt@depth@100ms"])
+    assert after.seen() == {"btcusdt@trade"}
+    assert after.decode([depth], 1).events[0].route.stream == "btcusdt@depth@100ms"
+
+
 # Every shape
 
 

@@ -60,6 +60,20 @@ def test_connections_are_rotated_at_2000_messages_a_second_without_losing_one(
     assert written[:3] == [("rotated", 0, 1, "age"), ("rotated", 1, 0, "age"), ("rotated", 0, 1, "age")]
 
 
+def test_without_the_wrapper_a_rotation_goes_by_the_streams_that_are_subscribed(
+    exchange_factory: Callable[..., Exchange], open_lines: OpenLines, logged: list[Any]
+) -> None:
+    exchange = exchange_factory(rate=2_000, symbols=tuple(map(str.upper, SYMBOLS)))
+    reading = open_lines(exchange.ws_url, STREAMS, rotate_after_seconds=2.5)
+    eventually(lambda: reading.count("rotations") >= 2, within=30)
+    reading.stop()
+    assert_nothing_missing(reading, exchange)
+    assert {event.stream for event in reading.handed} == set(STREAMS)
+    assert [line for line in of(logged, "connection_rotated") if "streams_missing" in line] == []
+    for number in {event.source for event in reading.handed}:
+        assert {event.stream for event in reading.handed if event.source == number} == set(STREAMS)
+
+
 def test_the_old_connection_is_closed_only_when_each_stream_has_data_on_the_new_one(
     exchange_factory: Callable[..., Exchange], open_lines: OpenLines
 ) -> None:

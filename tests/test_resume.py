@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -335,3 +335,48 @@ def test_a_new_numbering_and_a_kill_before_the_next_checkpoint(kafka: KafkaConfi
     first.delivered()
     first.die()
     assert make_run(kafka).start().found == {"btcusdt@trade": Position("btcusdt@trade", 50)}
+
+
+@pytest.fixture
+def shard_of(kafka: KafkaConfig, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Start shards, each with a spool of its own and the streams of one symbol."""
+    with ExitStack() as stack:
+
+        def start(shard: str, symbol: str, **more: float) -> Run:
+            folder = tmp_path / shard.replace("/", "-")
+            run = Run(kafka, folder, shard=shard, ours=lambda stream: stream.startswith(symbol), **more)
+            stack.callback(run.close)
+            return run.start()
+
+        yield start
+
+
+def fed(run: Run, symbol: str, first: int, last: int) -> Run:
+    run.feed([trade(symbol, number) for number in range(first, last + 1)])
+    run.delivered()
+    run.checkpointed()
+    return run
+
+
+def test_another_number_of_shards_reads_no_more_of_the_topics_than_its_own_streams_need(
+    shard_of: Callable[..., Run],
+) -> None:
+    fed(shard_of("0/2", "btcusdt"), "BTCUSDT", 1, 1).die()
+    fed(shard_of("1/2", "ethusdt"), "ETHUSDT", 1, 500).die()
+    one = shard_of("2/3", "ethusdt")
+    assert one.resume._records == 0, "where the other one stopped long ago is not its affair"
+    assert one.found == {"ethusdt@trade": Position("ethusdt@trade", 500)}
+    other = shard_of("1/3", "btcusdt")
+    assert other.resume._records >= 500
+    assert other.found == {"btcusdt@trade": Position("btcusdt@trade", 1)}
+
+
+def test_a_shard_that_starts_writes_nothing_over_what_another_one_has_written_since(
+    shard_of: Callable[..., Run],
+) -> None:
+    running = fed(shard_of("1/2", "ethusdt"), "ETHUSDT", 1, 500)
+    started = shard_of("0/2", "btcusdt", interval=2.0)
+    fed(running, "ETHUSDT", 501, 600).die()
+    started.checkpointed(1)
+    started.die()
+    assert shard_of("0/1", "").found == {"ethusdt@trade": Position("ethusdt@trade", 600)}
