@@ -27,6 +27,7 @@ from sandbox.chaos import Chaos, ChaosError, Service
 from sandbox.chaos_faults import FAULTS, STREAM_TYPES, WRONG_BY, over
 from sandbox.gapless import Happened, Kept, unlike
 from src.kafka_ledger import LedgerUnreadable, read_ledger
+from src.sequences import BAR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,7 @@ _SETTINGS = {
 }
 _COUNTED = ("trade", "aggTrade")
 _LEVELS = 20
+_BAR_MS = 1_000
 _LATE_SECONDS = 10.0
 """What waits at the end, a snapshot or a record of the ledger, is waited for so long."""
 _RESTING_SECONDS = 5.0
@@ -252,7 +254,8 @@ class ExchangeChaos(Chaos):
         try:
             for each in read_ledger(KafkaConfig(bootstrap_servers=(self._broker.bootstrap_servers,))):
                 if each["type"] == "order_given_up":
-                    given_up[each["stream"]].append((each["first"], each["last"]))
+                    unit = _BAR_MS if each["event_type"] == BAR else 1
+                    given_up[each["stream"]].append((each["first"] // unit, each["last"] // unit))
         except LedgerUnreadable as error:
             raise ChaosError(str(error)) from error
         return dict(given_up)
