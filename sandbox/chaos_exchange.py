@@ -98,8 +98,6 @@ class ExchangeChaos(Chaos):
         self._read: dict[TopicPartition, int] = {}
         self._known: set[str] = set()
         """Faults that were named in an earlier verdict."""
-        self._ends: list[str] = []
-        """What was not as promised of the service's ends since the last verdict."""
         self._stopped = False
         """Whether the service was ever stopped by SIGTERM."""
         self._numbers = (0, 0, 0, 0, 0)
@@ -147,10 +145,7 @@ class ExchangeChaos(Chaos):
     def _end_and_start(self, end: str, kafka: str) -> None:
         if end == STOPPED:
             self._stopped = True
-            ended = self._service.stop()
-            self._possible += ended.metrics["possible_duplicates"]
-            if fault := ended.fault(kafka_well=not kafka):
-                self._ends.append(fault)
+            self._stop(kafka_well=not kafka)
         else:
             self._possible += self._service.metrics().get("possible_duplicates", 0)
             self._service.end()
