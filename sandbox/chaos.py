@@ -186,6 +186,8 @@ class Chaos:
         self._possible = 0
         """Possible duplicates of the runs of the service that have ended."""
         self._memory_mb = 0.0
+        self._ends: list[str] = []
+        """What was not as promised of the service's ends since the last verdict."""
         self._service = self._started()
         stack.callback(lambda: self._service.end())  # noqa: PLW0108 - of the last run, not of this one
         self._until(lambda: self._service.metrics().get("kafka_produced", 0) > 0, "the first event in Kafka")
@@ -210,6 +212,7 @@ class Chaos:
         findings = self._compared(name)
         possible = self._possible + self._service.metrics()["possible_duplicates"]
         self._exchange.command("rate", self._exchange.settings.rate)
+        ends, self._ends = self._ends, []
         return Verdict(
             name,
             seconds,
@@ -217,7 +220,7 @@ class Chaos:
             findings.delivered,
             possible,
             findings.duplicates,
-            findings.faults,
+            findings.faults + ends,
             self._peak(),
         )
 
@@ -269,9 +272,16 @@ class Chaos:
         self._proxy.refuse()
         time.sleep(seconds)
         self._peak()
-        self._possible += self._service.stop().metrics["possible_duplicates"]
+        self._stop(kafka_well=False)
         self._proxy.flow()
         self._service = self._started()
+
+    def _stop(self, *, kafka_well: bool) -> None:
+        """Stop the service by SIGTERM, and judge its end."""
+        ended = self._service.stop()
+        self._possible += ended.metrics["possible_duplicates"]
+        if fault := ended.fault(kafka_well=kafka_well):
+            self._ends.append(fault)
 
     # What is awaited and asked
 

@@ -27,6 +27,7 @@ from sandbox.chaos import Chaos, ChaosError, Service
 from sandbox.chaos_faults import FAULTS, STREAM_TYPES, WRONG_BY, over
 from sandbox.gapless import Happened, Kept, unlike
 from src.kafka_ledger import LedgerUnreadable, read_ledger
+from src.sequences import BAR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,7 @@ _SETTINGS = {
 }
 _COUNTED = ("trade", "aggTrade")
 _LEVELS = 20
+_BAR_MS = 1_000
 _LATE_SECONDS = 10.0
 """What waits at the end, a snapshot or a record of the ledger, is waited for so long."""
 _RESTING_SECONDS = 5.0
@@ -96,8 +98,6 @@ class ExchangeChaos(Chaos):
         self._read: dict[TopicPartition, int] = {}
         self._known: set[str] = set()
         """Faults that were named in an earlier verdict."""
-        self._ends: list[str] = []
-        """What was not as promised of the service's ends since the last verdict."""
         self._stopped = False
         """Whether the service was ever stopped by SIGTERM."""
         self._numbers = (0, 0, 0, 0, 0)
@@ -145,10 +145,7 @@ class ExchangeChaos(Chaos):
     def _end_and_start(self, end: str, kafka: str) -> None:
         if end == STOPPED:
             self._stopped = True
-            ended = self._service.stop()
-            self._possible += ended.metrics["possible_duplicates"]
-            if fault := ended.fault(kafka_well=not kafka):
-                self._ends.append(fault)
+            self._stop(kafka_well=not kafka)
         else:
             self._possible += self._service.metrics().get("possible_duplicates", 0)
             self._service.end()
@@ -252,7 +249,8 @@ class ExchangeChaos(Chaos):
         try:
             for each in read_ledger(KafkaConfig(bootstrap_servers=(self._broker.bootstrap_servers,))):
                 if each["type"] == "order_given_up":
-                    given_up[each["stream"]].append((each["first"], each["last"]))
+                    unit = _BAR_MS if each["event_type"] == BAR else 1
+                    given_up[each["stream"]].append((each["first"] // unit, each["last"] // unit))
         except LedgerUnreadable as error:
             raise ChaosError(str(error)) from error
         return dict(given_up)

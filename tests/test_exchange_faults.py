@@ -122,6 +122,18 @@ def test_ids_can_be_tampered_with(mode: str, steps: list[int], exchange: Exchang
     ]
 
 
+def test_what_was_tampered_with_is_recorded_when_the_connection_ends_before_all_of_it_was(
+    exchange: Exchange, client: Client
+) -> None:
+    exchange.command("tamper", "btcusdt@trade", "wrong", count=3)
+    exchange.burst(1, "BTCUSDT")
+    number = client.message()["t"]
+    exchange.cut()
+    eventually(lambda: not exchange.connections()[0]["open"])
+    record = exchange.connections()[0]["tampered"]
+    assert record == [{"stream": "btcusdt@trade", "mode": "wrong", "ids": [number - 1000]}]
+
+
 def test_a_burst_comes_at_once(exchange: Exchange, client: Client) -> None:
     assert exchange.burst(1_000, "BTCUSDT") == {"burst": 1_000, "symbol": "BTCUSDT"}
     ids = [client.message()["t"] for _ in range(1_000)]

@@ -139,7 +139,8 @@ class Core:
             max_msg_size=_LARGEST_CLIENT_MESSAGE,
         )
         transport = request.transport
-        await ws.prepare(request)
+        with contextlib.suppress(ConnectionError):  # the client has gone during the handshake
+            await ws.prepare(request)
         if transport is None or transport.is_closing():
             return ws
         path, _, query = request.raw_path.partition("?")

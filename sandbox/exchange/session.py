@@ -98,8 +98,7 @@ class Session:
         tamper.difference = Tally()
         self.outbox.count(stream, changed)
         if not tamper.active:
-            del self._tampers[stream]
-            self.record.tampered.append({"stream": stream, "mode": tamper.mode, "ids": tamper.ids})
+            self._note_tampered(stream, self._tampers.pop(stream))
             self._feed.rewire(stream)
 
     def tamper_with(self, stream: str, tamper: Tamper) -> None:
@@ -283,9 +282,14 @@ class Session:
         if self.record.ended_by is None:
             closed = self.record.close_received is not None
             self.record.ended_by = "client close" if closed else "connection lost"
+        for stream, tamper in self._tampers.items():
+            self._note_tampered(stream, tamper)
         self._stop_data("closed")
         self.record.open = False
         self.record.closed_ms = now_ms
+
+    def _note_tampered(self, stream: str, tamper: Tamper) -> None:
+        self.record.tampered.append({"stream": stream, "mode": tamper.mode, "ids": tamper.ids})
 
     def _answer_close(self, code: int) -> None:
         self.record.close_received = code or None
