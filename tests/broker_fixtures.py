@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 import uuid
@@ -97,17 +96,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_name" in metafunc.fixturenames:
         metafunc.parametrize("broker_name", broker_names(metafunc.config), scope="session")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Collect the sockets that kafka-python leaves behind while the filter of their own module ignores them.
-
-    Else they are collected, and told about, in whatever test this process runs some time later.
-    """
-    yield
-    if item.get_closest_marker("filterwarnings") and (nextitem is None or nextitem.path != item.path):
-        gc.collect()
 
 
 def broker_names(config: pytest.Config) -> list[str]:
