@@ -574,7 +574,7 @@ def written(draw: st.DrawFn, value: object) -> str:
     return json.dumps(value, ensure_ascii=draw(st.booleans()), separators=separators)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_object_comes_out_as_it_was_with_our_fields_added(data: st.DataObject) -> None:
     payload = data.draw(objects())
@@ -622,7 +622,7 @@ def test_any_bytes_are_accounted_and_never_raise(frame: bytes) -> None:
 _GOOD = [shape.frame.encode() for shape in (*SHAPES, *LATER_SHAPES)]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.sampled_from(_GOOD), st.data())
 def test_a_frame_that_was_tampered_with_is_judged_like_the_standard_library_does(
     frame: bytes, data: st.DataObject
