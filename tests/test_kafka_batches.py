@@ -280,7 +280,7 @@ def test_after_a_delivery_timeout_the_producer_goes_on(
     appender.append(TopicPartition("t", 0), [event(b"before")])
     fates.wait_for(1)
     own_broker.freeze()
-    # One batch: what is behind one that has timed out waits for a new producer id, which a frozen broker does not give.
+    # One batch: what is behind it would wait for a new producer id, which a frozen broker does not give.
     appender.append(TopicPartition("t", 0), numbered(50))
     fates.wait_for(51)
     own_broker.thaw()
