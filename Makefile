@@ -7,7 +7,7 @@ SECONDS := 1800
 RATE := 20000
 BROKER := embedded  # or kafka4, kafka3
 SEED := 7
-PACE := 10000,25000,40000
+PACE := 10000,25000,40000,60000
 IMAGE := localhost/binance-ingestion:latest
 
 .PHONY: help demo run test test-kafka check audit format bench bench-quick bench-spool bench-kafka bench-resume bench-shards bench-shards-paced bench-page profile soak chaos-kafka chaos-exchange chaos image test-image test-stack test-monitoring picture clean
