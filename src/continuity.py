@@ -124,26 +124,34 @@ class Continuity:
         `opened` counts how often this one was opened, so that what is missing since is known for what it is.
         """
         routes = self._routes
+        out: list[Event] = []
+        append = out.append
+        now = time.monotonic()
         with self._lock:
             self._opened[source] = opened
-            self._heard[source] = time.monotonic()
-            passed = 0
+            self._heard[source] = now
             for event in events:
                 stream = routes.get(event.route)
-                if stream is None or event.first_id != stream.next or stream.lane.queue:
-                    break
-                stream.next = event.last_id + 1
-                stream.latest = event
-                stream.received += 1
-                passed += 1
-            out = events
-            if passed < len(events):  # it is unusual that not every event is the next one of its stream
-                out = events[:passed]
-                for event in events[passed:]:
+                if stream is None or stream.lane.queue:
+                    self._judge(event, source, out)
+                elif event.first_id == stream.next:
+                    stream.next = event.last_id + 1
+                    stream.latest = event
+                    stream.received += 1
+                    append(event)
+                elif (
+                    event.first_id == NO_ID and stream.source == source
+                ):  # of these only another connection doubles
+                    stream.taken_at = now
+                    stream.latest = event
+                    stream.received += 1
+                    append(event)
+                else:
                     self._judge(event, source, out)
             if self._compared is not None:
                 self._compare(events, source)
-            return self._pass_on(out)
+            self._put += len(out)
+            return not out or self._buffer.put(out)
 
     # Whoever fills
 

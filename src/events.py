@@ -338,7 +338,7 @@ def _trade_ids(payload: _Payload) -> _Ids:
 
 def _aggregate_ids(payload: _Payload) -> _Ids:
     try:
-        number = int(bytes(payload.a))  # not decoded with the rest: it is a list in a depth update
+        number = int(payload.a)  # not decoded with the rest: it is a list in a depth update
     except ValueError:
         return _NO_IDS
     return number, number, True

@@ -105,9 +105,11 @@ class Stream:
         self.duplicates = 0
         self._newest_ms = 0
         """Of the events before the latest one, when that is older: its id was wrong."""
-        self._source = NO_ID
+        self.source = NO_ID
+        """The connection of the last event that was looked at."""
         self._closes = False
-        self._taken_at = 0.0
+        self.taken_at = 0.0
+        """When that was, monotonic seconds; of what is not counted, when the last one came."""
         self._suspects: list[Event] = []
         self._suspected_at = 0
         self._suspected_since = 0.0
@@ -134,8 +136,8 @@ class Stream:
 
     def take(self, event: Event, source: int) -> None:
         """Go on from this event."""
-        self._source = source
-        self._taken_at = time.monotonic()
+        self.source = source
+        self.taken_at = time.monotonic()
         self._closes = self._closes or event.final
         if self.first_seen is None and event.first_id != NO_ID:
             self.first_seen = event
@@ -240,7 +242,7 @@ class Stream:
         return Tally(self.name, self.symbol, self.event_type, first, after - 1, *counts, missing)
 
     def _uncounted(self, event: Event, source: int) -> Verdict:
-        if source == self._source or self.latest is None or time.monotonic() - self._taken_at > _SPEAKS_SECONDS:
+        if source == self.source or self.latest is None or time.monotonic() - self.taken_at > _SPEAKS_SECONDS:
             return Verdict.NEXT
         if event.last_id >= 0:
             return Verdict.NEXT if event.last_id > self.latest.last_id else Verdict.REPEAT
@@ -250,6 +252,6 @@ class Stream:
         if event.first_id < latest.first_id:
             return Verdict.LATE
         if event.first_id == latest.first_id:
-            stale = latest.final or (source != self._source and event.timestamp_ms <= latest.timestamp_ms)
+            stale = latest.final or (source != self.source and event.timestamp_ms <= latest.timestamp_ms)
             return Verdict.REPEAT if stale else Verdict.NEXT
         return Verdict.JUMP if not latest.final or event.first_id > latest.last_id + 1 else Verdict.NEXT
