@@ -139,9 +139,7 @@ class Continuity:
                     stream.latest = event
                     stream.received += 1
                     append(event)
-                elif (
-                    event.first_id == NO_ID and stream.source == source
-                ):  # of these only another connection doubles
+                elif event.first_id == NO_ID and stream.source == source:  # only another one would double it
                     stream.taken_at = now
                     stream.latest = event
                     stream.received += 1

@@ -456,6 +456,16 @@ def test_of_two_connections_the_first_wins_and_nothing_comes_twice(stage: Stage)
     assert stage.counts()["messages_duplicate"] == 6 + 2
 
 
+def test_a_connection_that_goes_on_bringing_what_has_no_id_keeps_its_say(stage: Stage) -> None:
+    stage.came(quote(7), ticker(1))
+    for stream in stage.continuity._streams.values():
+        stream.taken_at -= 100.0  # these came longer ago than a connection without anything new has a say
+    stage.came(quote(9), ticker(2))
+    stage.came(quote(9), ticker(2), on=1)
+    assert len(stage.passed()) == 4
+    assert stage.counts()["messages_duplicate"] == 2
+
+
 def test_on_one_connection_nothing_without_an_id_is_left_out(stage: Stage) -> None:
     stage.came(ticker(5), ticker(5), ticker(4), quote(3), quote(3))
     assert len(stage.passed()) == 5
