@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sandbox.brokers import Broker
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
 
 
 @pytest.fixture
