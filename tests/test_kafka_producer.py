@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 kafka_test = pytest.mark.kafka
 # kafka-python leaves the socket of a refused connection to the garbage collector.
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
 ROOT = Path(__file__).parents[1]
 NOW = int(time.time() * 1000) - 3_600_000
 LIMIT = 30.0
