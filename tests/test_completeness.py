@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from tests.service_fixtures import StartService
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
 ROOT = Path(__file__).parents[1]
 HOUR = 1_700_000_000_000 - 1_700_000_000_000 % 3_600_000
 STREAM = "btcusdt@aggTrade"

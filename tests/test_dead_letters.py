@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     Deliver = Callable[..., Rig]
 
-# kafka-python leaves the socket of a refused connection to the garbage collector.
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = pytest.mark.kafka
 
 ROOT = Path(__file__).parents[1]
 NOW = int(time.time() * 1000) - 3_600_000

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sandbox.brokers import Broker
 
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture

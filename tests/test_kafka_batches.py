@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     MakeTopic = Callable[..., str]
     OpenAppender = Callable[..., Appender]
 
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = pytest.mark.kafka
 
 NOW = int(time.time() * 1000) - 3_600_000  # a broker deletes records that are older than its retention
 LIMIT = 20.0

@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     Condition = Callable[[], bool]
 
 kafka_test = pytest.mark.kafka
-# kafka-python leaves the socket of a refused connection to the garbage collector.
-
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 ROOT = Path(__file__).parents[1]
 NOW = int(time.time() * 1000) - 3_600_000

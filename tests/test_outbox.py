@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     MakeBroker = Callable[[], Broker]
 
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = pytest.mark.kafka
 
 ROOT = Path(__file__).parents[1]
 TOPIC = "gaps"

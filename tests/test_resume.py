@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     MakeRun = Callable[..., Run]
 
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = pytest.mark.kafka
 MINUTE = 60_000
 
 
