@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
 from src.deadline import Deadline
-from src.lost import Lost
+from src.lost import Lost, OnDisk, ids_of
 from src.second_copies import SecondCopies
 from src.spool import SPOILED, SpoolDamaged, SpoolFailed, SpoolFull
 from src.worker import Worker
@@ -40,6 +40,8 @@ _STALLED_SECONDS = 1.0
 _PROBE = 100
 _PROBE_SECONDS = 1.0
 """So many events are sent so often while nothing is acknowledged: what stalls may be one partition alone."""
+_TELLING_SECONDS = 1.0
+"""For the fates that the producer's thread is telling of: it takes no lock, and far less."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -74,7 +76,7 @@ class Delivery:
         self._lost = lost or Lost()
         self._refetchable = refetchable
         self._telemetry = telemetry
-        self._lock = threading.Lock()  # guards _direct, _sent_up_to and _next
+        self._lock = threading.Lock()  # guards _direct, _sent_up_to, _next and _on_disk
         self._next = spool.last_seq + 1
         self.first_seq = self._next
         """The number of the first event of this run."""
@@ -84,6 +86,8 @@ class Delivery:
         self._direct = not spool.count
         self._sent_up_to = 0 if spool.count else spool.last_seq
         """Of what is on disk, everything up to this number is in flight or acknowledged."""
+        self._not_to_go: set[int] = set()
+        """When some of what was in flight has come back: the rest, which may follow, and what Kafka has by now."""
         self._recording = not self._direct
         """Whether acknowledged events may be on disk, so that they have to be deleted there."""
         self._maybe_sent_before = bool(spool.count)
@@ -91,9 +95,10 @@ class Delivery:
         self._copies = SecondCopies(sink, spool, telemetry)
         self._probe_at = 0.0
         self._files_damaged = 0
-        self._resuming = 0
-        """Events that were read and are on their way to the sink, still counted as on disk."""
-        self._acknowledged: deque[list[int]] = deque()
+        self._resuming: list[Event] = []
+        """What was read and is on its way to the sink, still counted as on disk."""
+        self._on_disk = OnDisk()
+        self._acknowledged: deque[list[Event]] = deque()
         self._to_remove: list[int] = []
         self._returned: deque[_Returned] = deque()
         self._wake = threading.Event()
@@ -151,6 +156,11 @@ class Delivery:
         self._held = False
         self._wake.set()
 
+    def was_left(self, events: Sequence[Event]) -> None:
+        """Take note of what an earlier run has left on disk, and Kafka does not have."""
+        with self._lock:
+            self._on_disk.add(events)
+
     @property
     def most_sent_from_disk(self) -> int:
         """How many of the first events on disk a killed run may have sent, at most."""
@@ -179,12 +189,19 @@ class Delivery:
         self._drainer.join(deadline.remaining())
         self._sink.close(deadline)
         try:
-            self._step(final=True)
+            self._last_step()
             if not self._maybe_sent_before:
                 self._spool.nothing_sent()  # whatever may be there twice is counted by now
         except SpoolFailed as error:
             self._telemetry.spool_failing(str(error))
         self._spool.close()
+
+    def _last_step(self) -> None:
+        try:
+            self._step(final=True)
+        except SpoolDamaged as error:
+            self._mend(error)
+            self._step(final=True)
 
     def _has_hope(self, connecting: Deadline) -> bool:
         on_their_way = self._sink.in_flight.records + self._sink.copies_in_flight.records
@@ -213,6 +230,7 @@ class Delivery:
         except (SpoolFull, SpoolFailed) as error:
             reason = "spool_full" if isinstance(error, SpoolFull) else "spool_failed"
             return self._store_what_matters_most(events, was, reason, str(error))
+        self._on_disk.add(events)
         if was == "buffered":
             self._telemetry.spooled(len(events))
         return len(events)
@@ -226,12 +244,13 @@ class Delivery:
             return 0
         try:
             room = sum(len(event.value) + 200 for event in others)
-            evicted = self._spool.evict(self._refetchable, room, self._sent_up_to)
+            evicted = self._spool.evict(self._refetchable, room, self._sent_up_to, self._not_to_go)
             self._drop(evicted, reason, "spooled", error)
             self._spool.append(others)
         except (SpoolFull, SpoolFailed) as again:
             self._drop(others, reason, was, str(again))
             return 0
+        self._on_disk.add(others)
         if was == "buffered":
             self._telemetry.spooled(len(others))
         return len(others)
@@ -242,16 +261,34 @@ class Delivery:
     def _drop(self, events: Sequence[Event], reason: str, was: str, error: str = "") -> None:
         """Count events that are lost, under the lock, and remember those that can be fetched again."""
         self._telemetry.dropped(events, reason, was=was, error=error)
-        self._lost.note(events)
+        self._on_disk.gone(events)
+        self._lost.note(ids_of(events))
 
     def _begin_anew(self) -> None:
         """Set a damaged file aside, under the lock; what waits in it is lost, what is in flight is not."""
         self._sent_up_to = max(self._sent_up_to, self._spool.last_seq)
         self._files_damaged += 1
+        self._on_disk.gone(self._on_their_way())
+        self._note_acknowledged()  # what was being told of meanwhile too
         self._spool.replace()
         self._telemetry.spool_damaged(str(self._spool.damaged))
-        self._telemetry.lost_on_disk(self._resuming)
+        lost = self._on_disk.clear()
+        self._telemetry.lost_on_disk(len(self._resuming), lost)
+        self._lost.note(lost)
         self._copies.write_again()
+
+    def _on_their_way(self) -> list[Event]:
+        """Return what need not be read from disk any more: in flight, come back, or just read.
+
+        What is in none of these lists is being told about at this moment, which takes no lock of ours.
+        """
+        patience = Deadline(_TELLING_SECONDS)
+        while True:
+            in_flight = self._sink.unacknowledged()
+            returned = [event for each in tuple(self._returned) for event in each.events]
+            if len(in_flight) + len(returned) == self._sink.in_flight.records or patience.expired:
+                return [*in_flight, *returned, *self._resuming]
+            self._closing.wait(_TELLING_SECONDS / 100)
 
     # Fates
 
@@ -259,7 +296,7 @@ class Delivery:
         """Take note of the fate of records; runs on the producer's I/O thread, so it only notes and wakes."""
         if error is None:
             if self._recording:
-                self._acknowledged.append([event.seq for event in events])
+                self._acknowledged.append(events)
                 self._wake.set()
             size = sum(len(event.value) for event in events)
             self._telemetry.acknowledged(events, size)
@@ -303,6 +340,9 @@ class Delivery:
             raise
         except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
             self._telemetry.spool_failing(str(error))
+        else:
+            if ready or not self._sink.in_flight.records:
+                self._not_to_go = set()
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
         if stalled and self._direct:
             self._copies.look_at_once()
@@ -337,6 +377,8 @@ class Delivery:
         events = returned.events
         if returned.fate.poison:
             self._bury(returned)
+            with self._lock:
+                self._on_disk.gone(events)
         else:
             self._store_again(events, maybe_written=returned.fate.maybe_written)
         self._sink.in_flight.settle(len(events), sum(len(event.value) for event in events))
@@ -346,8 +388,17 @@ class Delivery:
         with self._lock:
             if self._direct:
                 self._go_by_way_of_the_disk(self._next - 1)
-            absent = self._spool.absent(events)
+            if not self._not_to_go:
+                self._not_to_go = {event.seq for event in self._on_their_way()}
+                self._note_acknowledged()
+                self._not_to_go.update(self._to_remove)
+            self._not_to_go.difference_update(event.seq for event in events)
+            self._on_disk.add(events)
+            absent, files_damaged = self._spool.absent(events), self._files_damaged
             stored = self._store(absent, "in_flight")
+            if files_damaged != self._files_damaged:  # what was there is there no more
+                stored += self._store(self._spool.absent(events), "in_flight")
+                absent = events
             kept = len(events) - len(absent) + stored
             fetched = sum(self._refetches(event) for event in absent) if stored < len(absent) else 0
             self._sent_up_to = min(self._sent_up_to, *(event.seq - 1 for event in events))
@@ -358,15 +409,16 @@ class Delivery:
         try:
             self._spool.bury(returned.events, reason, error)
             self._telemetry.dead_lettered(returned.events, reason, error)
+        except SpoolDamaged:
+            raise
         except SpoolFull as failure:
             self._telemetry.dropped(returned.events, "spool_full", was="in_flight", error=str(failure))
         except SpoolFailed as failure:
             self._telemetry.dropped(returned.events, "spool_failed", was="in_flight", error=str(failure))
 
     def _forget_acknowledged(self) -> None:
-        while self._acknowledged:
-            on_disk_up_to = self._spool.last_seq
-            self._to_remove += [number for number in self._acknowledged.popleft() if number <= on_disk_up_to]
+        with self._lock:
+            self._note_acknowledged()
         if self._to_remove:
             self._spool.remove(self._to_remove)
             self._to_remove.clear()
@@ -374,8 +426,16 @@ class Delivery:
             is_over = self._recording and self._direct and not self._spool.count
             if is_over:
                 self._recording = False
+                self._on_disk.clear()
         if is_over:
             self._spool.shrink()
+
+    def _note_acknowledged(self) -> None:
+        while self._acknowledged:
+            on_disk_up_to = self._spool.last_seq
+            events = [event for event in self._acknowledged.popleft() if event.seq <= on_disk_up_to]
+            self._to_remove += [event.seq for event in events]
+            self._on_disk.gone(events)
 
     def _send_from_disk(self, *, stalled: bool) -> None:
         """Send what comes next on disk; return to the direct mode when there is nothing."""
@@ -393,12 +453,18 @@ class Delivery:
                 self._telemetry.spooling_ended()
             if not events:
                 return
-            self._sent_up_to, self._resuming = events[-1].seq, len(events)
+            self._sent_up_to = events[-1].seq
+            if self._to_remove:  # the disk has refused to
+                in_kafka = set(self._to_remove)
+                events = [event for event in events if event.seq not in in_kafka]
+            self._resuming = events
+        if not events:
+            return
         self._note_sending(events[-1].seq)
         # What came back meanwhile is not yet subtracted from _sent_up_to, and a next producer may be open soon.
         taken = 0 if self._returned else self._sink.send(events)
         with self._lock:
-            self._resuming = 0
+            self._resuming = []
             self._telemetry.resumed(taken)
             if files_damaged != self._files_damaged:
                 self._drop(events[taken:], "spool_damaged", "spooled")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from src.coverage import place_of
 from src.events import PIPELINE_VERSION
 from src.flow import iso
 from src.holes import joined, without
@@ -23,8 +22,8 @@ from src.outbox import Note
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from src.events import Event
     from src.holes import Gap, Interval
+    from src.lost import Ids
     from src.telemetry import Telemetry
 
 HOUR_MS = 3_600_000
@@ -116,15 +115,10 @@ class Ledger:
             self._write("order_given_up", gap.symbol, **_of(gap), reason=reason)
         self._telemetry.order_given_up(gap, reason)
 
-    def dropped(self, events: Sequence[Event], reason: str) -> None:
-        """Write which counted events were lost between the exchange and Kafka; `reason` as in the metrics."""
-        by_stream: dict[tuple[str, str, str], list[Interval]] = {}
-        for event in events:
-            if (at := place_of(event)) is not None:
-                names = (at.stream, event.route.event_type, (event.route.key or b"").decode())
-                by_stream.setdefault(names, []).append((at.first, at.last))
+    def dropped(self, lost: Ids, reason: str) -> None:
+        """Write which ids were lost between the exchange and Kafka; `reason` as in the metrics."""
         with self._lock:
-            for (stream, event_type, symbol), ids in by_stream.items():
+            for (stream, symbol, event_type, _), ids in lost.items():
                 told = {"stream": stream, "event_type": event_type, "symbol": symbol, "reason": reason}
                 for some in _batched(joined(ids)):
                     self._write("dropped", symbol, **told, missing=some)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from src.coverage import place_of, sent_at
@@ -30,7 +30,7 @@ class LeftBehind:
         self._up_to = up_to
         self._maybe_sent: dict[int, list[int]] = defaultdict(list)
         self._sent: list[int] = []
-        for event in islice(self._events(), most):
+        for event in islice(chain.from_iterable(self._batches()), most):
             self._maybe_sent[hash(event.value)].append(event.seq)
 
     def in_kafka(self, value: bytes) -> None:
@@ -42,20 +42,23 @@ class LeftBehind:
         """Take off the disk what is in Kafka and return how many events that were."""
         return self._spool.remove(self._sent)
 
-    def cover(self, coverage: Coverage, stopped: Callable[[], bool]) -> None:
-        """Let `coverage` see all that is left; ends early when `stopped` says so."""
-        for event in self._events():
-            if event.seq % _READ_AT_ONCE == 0 and stopped():
+    def cover(self, coverage: Coverage, left: Callable[[list[Event]], None], stopped: Callable[[], bool]) -> None:
+        """Let `coverage` see all events, and `left` those that Kafka lacks; ends early when `stopped` says so."""
+        sent = set(self._sent)
+        for events in self._batches():
+            if stopped():
                 return
-            if (seen := place_of(event)) is not None:
-                kind = event.route.event_type.encode()
-                coverage.saw(seen, sent_at(event.value, kind, event.timestamp_ms))
+            for event in events:
+                if (seen := place_of(event)) is not None:
+                    kind = event.route.event_type.encode()
+                    coverage.saw(seen, sent_at(event.value, kind, event.timestamp_ms))
+            left([event for event in events if event.seq not in sent])
 
-    def _events(self) -> Iterator[Event]:
+    def _batches(self) -> Iterator[list[Event]]:
         after = 0
         while events := self._spool.read(after, _READ_AT_ONCE):
-            for event in events:
-                if event.seq > self._up_to:
-                    return
-                yield event
+            if ours := [event for event in events if event.seq <= self._up_to]:
+                yield ours
+            if len(ours) < len(events):
+                return
             after = events[-1].seq

@@ -1,23 +1,24 @@
-"""Trades that came and were lost before Kafka had them, as ids, until they are fetched again."""
+"""What came and was lost before Kafka had it, as ids: to be named, and trades to be fetched again."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from src.coverage import place_of
-from src.holes import include, without
+from src.holes import Interval, include, without
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from src.events import Event
-    from src.holes import Interval
 
 MOST = 20_000
 """Intervals in all that are kept at a time, and of one stream:"""
 MOST_OF_A_STREAM = 1_000
 _FETCHED_AGAIN = frozenset({"trade", "aggregate_trade"})
+_DEPTH = "depth_update"
+_NUMBERED = _FETCHED_AGAIN | {_DEPTH}
 
 
 class Which(NamedTuple):
@@ -27,6 +28,28 @@ class Which(NamedTuple):
     symbol: str
     event_type: str
     topic: str
+
+
+Ids: TypeAlias = "dict[Which, list[Interval]]"
+
+
+def ids_of(events: Iterable[Event]) -> Ids:
+    """Return the ids of events whose streams count, in the order of coming; consecutive ones are one interval.
+
+    Of depth that was read from disk the stream's name lacks its speed.
+    """
+    found: Ids = {}
+    for event in events:
+        if (at := place_of(event)) is None:
+            continue
+        route = event.route
+        which = Which(at.stream, (route.key or b"").decode(), route.event_type, route.topic)
+        ids = found.setdefault(which, [])
+        if ids and ids[-1][1] + 1 == at.first:
+            ids[-1] = (ids[-1][0], at.last)
+        else:
+            ids.append((at.first, at.last))
+    return found
 
 
 class Lost:
@@ -41,15 +64,14 @@ class Lost:
         self._waiting = _Kept()
         self._since = _Kept()
 
-    def note(self, events: Iterable[Event]) -> None:
-        """Take note of events that are lost; of those that the exchange gives again by id."""
+    def note(self, ids: Mapping[Which, Iterable[Interval]]) -> None:
+        """Take note of what is lost; of that which the exchange gives again by id."""
         with self._lock:
-            for event in events:
-                route = event.route
-                if route.event_type in _FETCHED_AGAIN and (at := place_of(event)) is not None:
-                    which = Which(at.stream, (route.key or b"").decode(), route.event_type, route.topic)
-                    self._waiting.add(which, (at.first, at.last))
-                    self._since.add(which, (at.first, at.last))
+            for which, intervals in ids.items():
+                if which.event_type in _FETCHED_AGAIN:
+                    for interval in intervals:
+                        self._waiting.add(which, interval)
+                        self._since.add(which, interval)
 
     def take(self, at_most: int) -> list[tuple[Which, list[Interval]]]:
         """Give out up to so many intervals, for somebody who has them fetched."""
@@ -83,6 +105,47 @@ class Lost:
             return self._since.by_stream()
 
 
+class OnDisk:
+    """Remembers which ids are in a file, so that it can be told what was in it when it cannot be read any more.
+
+    Of trades, aggregate trades and depth, within the bounds of `Lost`; of bars several events have the same id.
+    Not locked; its owner is.
+    """
+
+    def __init__(self) -> None:
+        self._kept = _Kept()
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take note of events that were written; more than once does no harm."""
+        for which, intervals in _without_speed(events):
+            for interval in intervals:
+                self._kept.add(which, interval)
+
+    def gone(self, events: Iterable[Event]) -> None:
+        """Take note of events that are in the file no more, or need not be; others do no harm."""
+        for which, intervals in _without_speed(events):
+            for first, last in intervals:
+                self._kept.remove(which, first, last)
+
+    def clear(self) -> Ids:
+        """Forget everything, and return what it was."""
+        kept, self._kept = self._kept, _Kept()
+        return dict(kept.items())
+
+
+def _without_speed(events: Iterable[Event]) -> list[tuple[Which, list[Interval]]]:
+    """Return ids by stream; of depth without its speed, which an event that was read from disk does not tell."""
+    return [
+        (which if which.event_type != _DEPTH else which._replace(stream=_both_speeds(which.stream)), ids)
+        for which, ids in ids_of(events).items()
+        if which.event_type in _NUMBERED
+    ]
+
+
+def _both_speeds(stream: str) -> str:
+    return f"{stream.partition('@')[0]}@depth"
+
+
 class _Kept:
     """Intervals by stream, and how many there are."""
 
@@ -97,6 +160,10 @@ class _Kept:
         self._count += len(ids) - before
         if ids:
             self._ids[which] = ids
+
+    def remove(self, which: Which, first: int, last: int) -> None:
+        if which in self._ids:
+            self.replace(which, without(self._ids[which], first, last))
 
     def replace(self, which: Which, ids: list[Interval]) -> None:
         self._count += len(ids) - len(self._ids.pop(which))

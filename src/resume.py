@@ -144,7 +144,7 @@ class Resume:
             self._read_tail(reader, checkpoint, coverage, left_behind)
         finally:
             reader.close()
-        left_behind.cover(coverage, self._closing.is_set)
+        left_behind.cover(coverage, self._delivery.was_left, self._closing.is_set)
         if self._closing.is_set():
             return
         self._telemetry.already_delivered(left_behind.remove())

@@ -29,7 +29,7 @@ from src.spool_rows import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from pathlib import Path
 
     from config.settings import SpoolConfig
@@ -229,16 +229,23 @@ class Spool:
             self._totals = totals
         return len(gone)
 
-    def evict(self, topic: str, size: int, not_before: int) -> list[Event]:
-        """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them."""
+    def evict(self, topic: str, size: int, not_before: int, but: Container[int] = ()) -> list[Event]:
+        """Delete the oldest events of a topic after `not_before`, of at least `size` bytes; return them.
+
+        Those with the numbers `but` stay.
+        """
         query = f"SELECT {COLUMNS} FROM events WHERE topic = ? AND seq > ? ORDER BY seq"  # noqa: S608
         victims: list[Event] = []
+        spared = 0
         with self._lock:
             begin, up_to = self._evicted.get(topic, (not_before, not_before))
             if not begin <= not_before <= up_to:
                 begin = up_to = not_before
             with self._file.transaction() as database:
                 for row in database.execute(query, (topic, up_to)):
+                    if row[0] in but:
+                        spared = spared or row[0]
+                        continue
                     victims.append(self._rows.event(*row))
                     size -= size_of(victims[-1])
                     if size <= 0:
@@ -246,7 +253,8 @@ class Spool:
                 gone = deleted(database, [event.seq for event in victims])
                 totals = self._noted(database, -len(gone), -sum(gone))
             self._totals = totals
-            self._evicted[topic] = (begin, victims[-1].seq if size <= 0 and victims else max(up_to, self.last_seq))
+            up_to = victims[-1].seq if size <= 0 and victims else max(up_to, self.last_seq)
+            self._evicted[topic] = (begin, min(up_to, spared - 1) if spared else up_to)
         return victims
 
     # What may have been sent

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from src.catalogue import COUNTERS, GAUGES, REASONS
 from src.flow import Flow, iso
 from src.logger import get_logger
+from src.lost import ids_of
 from src.repeats import Repeats
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from src.events import Decoded, Event
     from src.holes import Gap
+    from src.lost import Ids
 
 _NAMED = 100  # streams in one log line
 _CONNECTION_REASONS = {
@@ -49,8 +51,8 @@ class Telemetry:
         self._open: set[tuple[int, int]] = set()  # line and slot
         self._last_message_ms: int | None = None
         self._repeats = Repeats(repeat_seconds)
-        self.tell_dropped: Callable[[Sequence[Event], str], None] = _nobody_asked
-        """Who is told which events are lost, and why."""
+        self.tell_dropped: Callable[[Ids, str], None] = _nobody_asked
+        """Who is told which ids are lost, and why."""
 
     def snapshot(self) -> dict[str, Any]:
         """Return every metric of this instant, flat, as `service_metrics` shows them."""
@@ -230,7 +232,7 @@ class Telemetry:
         """Count events that are lost, by reason and by symbol."""
         if not events:
             return
-        self.tell_dropped(events, reason)
+        self.tell_dropped(ids_of(events), reason)
         symbols = Counter((event.route.key or b"").decode() for event in events)
         with self._lock:
             self._counts[f"messages_{was}"] -= len(events)
@@ -323,8 +325,9 @@ class Telemetry:
         """Log that a file was found damaged and set aside."""
         self._log.error("spool_damaged", set_aside_as=path)
 
-    def lost_on_disk(self, resuming: int) -> None:
-        """Count what lay in a file that was set aside; `resuming` events of it were read before."""
+    def lost_on_disk(self, resuming: int, ids: Ids) -> None:
+        """Count what lay in a file that was set aside, these ids of it; `resuming` events were read before."""
+        self.tell_dropped(ids, "spool_damaged")
         with self._lock:
             lost = self._counts["messages_spooled"] - resuming
             self._counts["messages_spooled"] -= lost
@@ -619,7 +622,7 @@ class Telemetry:
             self._log.error(event, reason=reason, count=counted, **context)
 
 
-def _nobody_asked(events: Sequence[Event], reason: str) -> None:
+def _nobody_asked(ids: Ids, reason: str) -> None:
     """Stand in until somebody asks."""
 
 

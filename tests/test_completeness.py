@@ -25,6 +25,7 @@ from src.deadline import Deadline
 from src.events import Event, Route
 from src.holes import Gap
 from src.ledger import Ledger
+from src.lost import ids_of
 from src.outbox import Outbox
 from src.telemetry import Telemetry
 from tests.broker_fixtures import create_topics, read_all
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from sandbox.brokers import Broker
     from sandbox.exchange import Exchange
+    from src.lost import Ids
     from src.outbox import Note
     from tests.broker_fixtures import Topics
     from tests.service_fixtures import StartService
@@ -191,18 +193,17 @@ def test_bars_are_counted_as_bars(book: Book) -> None:
 
 
 def test_events_that_were_dropped_are_missing_unless_they_are_fetched_later(book: Book) -> None:
-    route = Route("aggregate_trade", "trades", b"BTCUSDT", b"", 0, b"", STREAM)
     book.hour(101, 200, 100)
-    book.ledger.dropped([Event(route, b"", 1, 0, number, number) for number in range(120, 130)], "spool_full")
+    book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
     assert str(verdict(book.report)) == "10 ids missing in 1 hole"
     book.ledger.gap_opened(gap(120, 129, "resume"))
     book.ledger.gap_filled(gap(120, 129, "resume"), 10)
     assert verdict(book.report).complete
 
 
-def dropped(*ids: int) -> list[Event]:
+def dropped(*ids: int) -> Ids:
     route = Route("aggregate_trade", "trades", b"BTCUSDT", b"", 0, b"", STREAM)
-    return [Event(route, b"", 1, 0, number, number) for number in ids]
+    return ids_of([Event(route, b"", 1, 0, number, number) for number in ids])
 
 
 def test_what_was_dropped_is_missing_only_until_it_was_fetched_and_again_when_that_was_dropped(book: Book) -> None:

@@ -16,7 +16,7 @@ from src.buffer import Buffer
 from src.continuity import Continuity
 from src.events import Event, EventDecoder, Topics
 from src.holes import Gap, Position
-from src.lost import Lost
+from src.lost import Lost, ids_of
 from src.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -797,7 +797,7 @@ def test_what_this_run_misses_itself_is_not_taken_for_what_the_one_before_has_le
 
 def lose(stage: Stage, *payloads: dict[str, Any]) -> None:
     """Drop events on their way, as a full disk does."""
-    stage.lost.note(stage.decode(payloads).events)
+    stage.lost.note(ids_of(stage.decode(payloads).events))
 
 
 def test_what_was_lost_on_its_way_is_fetched_again_behind_what_is_live(stage: Stage) -> None:

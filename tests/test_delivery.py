@@ -13,8 +13,9 @@ import sqlite3
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import closing
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,17 +28,19 @@ from src.delivery import Delivery
 from src.events import Decoded, Event, Route
 from src.holes import joined
 from src.kafka_producer import KafkaSink
-from src.spool import FILE, Spool, SpoolFailed
+from src.lost import Lost, ids_of
+from src.spool import FILE, Spool, SpoolDamaged, SpoolFailed
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Topics, create_topics, read_all
 from tests.scripted_kafka import Clockwork, ScriptedKafka
 from tests.service_fixtures import balanced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from sandbox.brokers import Broker
+    from src.lost import Ids
     from src.worker import Worker
 
 LIMIT = 30.0
@@ -62,6 +65,7 @@ class Feed:
             for key in SYMBOLS
         ]
         self.made: list[Event] = []
+        self._last_ids: Counter[Route] = Counter()
 
     def events(self, count: int, size: int = 40) -> list[Event]:
         start = len(self.made) + 1
@@ -72,10 +76,31 @@ class Feed:
         self.made += new
         return new
 
+    def counted(self, count: int) -> list[Event]:
+        """Make events that carry ids, beside them and in them."""
+        start = len(self.made) + 1
+        new = [self._next_of(self._routes[number * 7 % 11 % 6]) for number in range(start, start + count)]
+        self.made += new
+        return new
+
+    def _next_of(self, route: Route) -> Event:
+        self._last_ids[route] += 1
+        number = self._last_ids[route]
+        symbol = (route.key or b"").decode()
+        kind, ids = ("trade", '"t":%d') if route.event_type == "trade" else ("depth@100ms", '"U":%d,"u":%d')
+        stream = f"{symbol.lower()}@{kind}"
+        value = f'{{"s":"{symbol}",{ids % ((number,) * ids.count("%"))}}}'.encode()
+        return Event(_named(route, stream), value, NOW, 0, number, number)
+
     def one(self, topic: int, value: bytes) -> Event:
         event = Event(self._routes[topic], value, NOW)
         self.made.append(event)
         return event
+
+
+@cache
+def _named(route: Route, stream: str) -> Route:
+    return Route(route.event_type, route.topic, route.key, b"", 0, b"", stream)
 
 
 class Rig:
@@ -88,7 +113,8 @@ class Rig:
         self.spool = Spool(SpoolConfig(**({"path": folder, "min_free_bytes": 0} | spool)))
         self.feed = feed
         self.folder = folder
-        self.delivery = Delivery(self.sink, self.spool, refetchable, self.telemetry, self.ended.append)
+        self.lost = Lost()
+        self.delivery = Delivery(self.sink, self.spool, refetchable, self.telemetry, self.ended.append, self.lost)
         self.slowest = 0.0
 
     def accept(self, count: int, **more: Any) -> None:
@@ -585,14 +611,30 @@ class Unwilling:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self.failing: set[str] = set()
+        self.damaged_for: set[str] = set()
+        self.buried: set[bytes] = set()
+
+    def damage(self, verb: str) -> None:
+        """Let the next use of this verb find the file damaged."""
+        self.damaged_for = {verb}
+
+    def bury(self, events: Sequence[Event], *why: str) -> None:
+        self.__getattr__("bury")(events, *why)
+        self.buried |= {event.value for event in events}
 
     def __getattr__(self, name: str) -> Any:
         if name in self.failing:
             return self._fail
+        if name in self.damaged_for:
+            return self._find_damaged
         return getattr(self._spool, name)
 
     def _fail(self, *_: object, **__: object) -> None:
         raise SpoolFailed("disk I/O error")
+
+    def _find_damaged(self, *_: object, **__: object) -> None:
+        self.damaged_for = set()
+        raise SpoolDamaged("database disk image is malformed")
 
 
 def unwilling(rig: Rig) -> Unwilling:
@@ -701,6 +743,87 @@ def test_a_file_damaged_under_way_is_set_aside_what_was_in_it_counted_and_the_re
     assert metrics["messages_dropped"] + metrics["kafka_produced"] == 20_000 + len(rig.feed.made)
     new = [event for event in kafka.written if event.timestamp_ms == NOW and len(event.value) < 300]
     assert_complete_and_in_order(lines_of(new), rig.feed.made, 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whenever_the_file_is_damaged_it_is_known_which_ids_are_in_kafka_and_which_are_lost(
+    seed: int, by_hand: Callable[..., Rig]
+) -> None:
+    chooser = random.Random(seed)
+    rig = by_hand(ScriptedKafka(records=900), max_bytes=chooser.choice((10**9, 60_000)))
+    told: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+
+    def note(ids: Ids, _: str) -> None:
+        for which, intervals in ids.items():
+            told[which.event_type, which.symbol] += intervals
+
+    rig.telemetry.tell_dropped = note
+    disk = unwilling(rig)
+    for _ in range(150):
+        act_at_random(rig, disk, chooser)
+        rig.assert_accounted_for()
+    disk.damaged_for = set()
+    drain(rig)
+    in_kafka = {event.value for event in rig.sink.written}
+    lost = [event for event in rig.feed.made if event.value not in in_kafka | disk.buried]
+    assert rig["messages_dropped"] == len(lost)
+    assert len(rig.sink.written) == len(in_kafka)
+    expected = {which: joined(ids) for which, ids in ids_of(lost).items()}
+    assert {line: joined(ids) for line, ids in told.items()} == {
+        (which.event_type, which.symbol): ids for which, ids in expected.items()
+    }
+    assert sum(last - first + 1 for ids in told.values() for first, last in ids) == len(lost), "each told of once"
+    assert dict(rig.lost.take(10**6)) == {
+        which: ids for which, ids in expected.items() if which.event_type == "trade"
+    }
+
+
+def act_at_random(rig: Rig, disk: Unwilling, chooser: random.Random) -> None:
+    """Do one thing that producer, publisher, drainer or disk may do next."""
+    acts: dict[str, Callable[[], None]] = {
+        "accept": lambda: rig.take(rig.feed.counted(chooser.randint(1, 200))),
+        "answer": lambda: answer_one(rig, chooser),
+        "step": lambda: step_and_mend(rig),
+        "stall": lambda: setattr(rig.sink.in_flight, "stalled", 1.1),
+        "calm": lambda: setattr(rig.sink.in_flight, "stalled", None),
+        "lose": rig.sink.lose_the_producer,
+        "open": lambda: open_the_next(rig),
+        "damage": lambda: disk.damage(chooser.choice(["append", "read", "remove", "absent", "sending", "bury"])),
+        "both": lambda: damage_while_sending(rig, disk, chooser.randint(1, 200)),
+    }
+    often = ["accept"] * 3 + ["answer"] * 7 + ["step"] * 3
+    acts[chooser.choice([*acts, *often])]()
+
+
+def answer_one(rig: Rig, chooser: random.Random) -> None:
+    if lines := rig.sink.lines():
+        rig.sink.answer(chooser.choice(lines), chooser.choice(["ack"] * 9 + ["fail", "poison"]))
+
+
+def step_and_mend(rig: Rig) -> None:
+    try:
+        rig.step()
+    except SpoolDamaged as error:
+        rig.delivery._mend(error)
+
+
+def open_the_next(rig: Rig) -> None:
+    rig.sink.end()
+    rig.sink.reopen()
+
+
+def damage_while_sending(rig: Rig, disk: Unwilling, count: int) -> None:
+    """Let the publisher find the file damaged while the drainer is about to send what it read there."""
+    send = rig.sink.send
+
+    def send_while_more_comes(events: list[Event]) -> int:
+        rig.sink.send = send
+        if rig.delivery.spooling:
+            disk.damage("append")
+            rig.take(rig.feed.counted(count))
+        return send(events)
+
+    rig.sink.send = send_while_more_comes
 
 
 def damage_every_page(path: Path) -> None:

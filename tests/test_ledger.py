@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from src.events import Event, Route
 from src.holes import Gap
 from src.ledger import HOUR_MS, Hours, Ledger
+from src.lost import ids_of
 from src.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def write_each_kind(ledger: Ledger) -> None:
     ledger.hour(Tally(first=-1, last=-2, received=0, backfilled=0, duplicates=0), 1_699_999_200_000, partial=True)
     route = Route("trade", "trades", b"BTCUSDT", b"", 0, b"", "btcusdt@trade")
     lost = [Event(route, b"{}", 1, 0, number, number) for number in (4, 5, 9)]
-    ledger.dropped([*lost, Event(route, b"{}", 1)], "spool_full")
+    ledger.dropped(ids_of([*lost, Event(route, b"{}", 1)]), "spool_full")
 
 
 def test_every_record_is_as_the_schema_says_and_there_is_one_of_every_type(written: Written) -> None:
@@ -175,9 +176,8 @@ def test_lost_events_are_told_as_intervals_and_events_without_ids_are_left_out(w
 
 def test_what_was_lost_from_the_disk_is_told_by_what_stands_in_it(written: Written) -> None:
     route = Route("trade", "trades", b"BTCUSDT", b"", 0, b"")  # no stream and no ids stand beside it there
-    written.ledger.dropped(
-        [Event(route, b'{"s":"BTCUSDT","t":%d}' % number, 1, number) for number in (7, 8)], "full"
-    )
+    events = [Event(route, b'{"s":"BTCUSDT","t":%d}' % number, 1, number) for number in (7, 8)]
+    written.ledger.dropped(ids_of(events), "full")
     assert (written.last["stream"], written.last["missing"]) == ("btcusdt@trade", [[7, 8]])
 
 

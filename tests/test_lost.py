@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from src import lost as subject
 from src.events import Event, Route
 from src.holes import include, joined
-from src.lost import Lost, Which
+from src.lost import Lost, Which, ids_of
 
 if TYPE_CHECKING:
     import pytest
@@ -39,21 +39,21 @@ def test_intervals_that_are_added_one_by_one_are_those_joined_at_once(pairs: lis
 
 def test_ids_of_a_stream_are_merged_wherever_they_were_lost() -> None:
     lost = Lost()
-    lost.note(live(7, 8, 20))
-    lost.note(from_disk(5, 6, 9))
+    lost.note(ids_of(live(7, 8, 20)))
+    lost.note(ids_of(from_disk(5, 6, 9)))
     assert lost.take(10) == [(TRADE, [(5, 9), (20, 20)])]
     assert lost.take(10) == []
 
 
 def test_what_no_exchange_gives_again_by_id_is_not_kept() -> None:
     lost = Lost()
-    lost.note(live(1, kind="depth_update") + live(2, kind="ticker") + [Event(live(1)[0].route, b"{}", 1)])
+    lost.note(ids_of(live(1, kind="depth_update") + live(2, kind="ticker") + [Event(live(1)[0].route, b"{}", 1)]))
     assert lost.take(10) == []
 
 
 def test_so_many_are_given_out_and_streams_take_turns() -> None:
     lost = Lost()
-    lost.note(live(1, 3, 5) + live(1, 3, symbol="ETHUSDT"))
+    lost.note(ids_of(live(1, 3, 5) + live(1, 3, symbol="ETHUSDT")))
     assert [ids for _, ids in lost.take(2)] == [[(1, 1), (3, 3)]]
     assert [(which.symbol, ids) for which, ids in lost.take(1)] == [("ETHUSDT", [(1, 1)])]
     assert [(which.symbol, ids) for which, ids in lost.take(5)] == [("BTCUSDT", [(5, 5)]), ("ETHUSDT", [(3, 3)])]
@@ -65,17 +65,17 @@ def test_more_intervals_than_are_kept_are_not_remembered_and_those_that_are_grow
     monkeypatch.setattr(subject, "MOST_OF_A_STREAM", 3)
     monkeypatch.setattr(subject, "MOST", 4)
     lost = Lost()
-    lost.note(live(1, 3, 5, 7, 9, 6) + live(1, 3, symbol="ETHUSDT"))
+    lost.note(ids_of(live(1, 3, 5, 7, 9, 6) + live(1, 3, symbol="ETHUSDT")))
     assert [ids for _, ids in lost.take(10)] == [[(1, 1), (3, 3), (5, 6)], [(1, 1)]]
-    lost.note(live(1, 3, symbol="ETHUSDT"))
+    lost.note(ids_of(live(1, 3, symbol="ETHUSDT")))
     assert [ids for _, ids in lost.take(10)] == [[(1, 1), (3, 3)]], "what was taken has made room"
 
 
 def test_what_was_lost_since_a_checkpoint_began_is_told_also_when_it_was_taken() -> None:
     lost = Lost()
-    lost.note(live(1))
+    lost.note(ids_of(live(1)))
     assert lost.begin() == {"btcusdt@trade": [(1, 1)]}
-    lost.note(live(2))
+    lost.note(ids_of(live(2)))
     lost.take(10)
     assert lost.since() == {"btcusdt@trade": [(2, 2)]}
     assert lost.begin() == {}
@@ -84,6 +84,6 @@ def test_what_was_lost_since_a_checkpoint_began_is_told_also_when_it_was_taken()
 
 def test_what_an_earlier_run_read_is_left_to_whoever_knows_what_of_it_is_missing() -> None:
     lost = Lost()
-    lost.note(live(1, 2, 3, 8) + live(1, symbol="ETHUSDT"))
+    lost.note(ids_of(live(1, 2, 3, 8) + live(1, symbol="ETHUSDT")))
     lost.forget("btcusdt@trade", 3)
     assert [ids for _, ids in lost.take(10)] == [[(1, 1)], [(3, 3), (8, 8)]]

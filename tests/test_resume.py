@@ -16,6 +16,7 @@ from msgspec import structs
 
 from config.settings import SpoolConfig
 from src.holes import Position
+from src.lost import ids_of
 from src.spool import Spool
 from tests.broker_fixtures import read_all
 from tests.resume_fixtures import (
@@ -317,7 +318,7 @@ def test_what_is_lost_while_a_checkpoint_waits_is_missing_in_it(kafka: KafkaConf
     first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
     first.delivered()
     first.checkpointed()
-    first.lost.note(first.decoded([trade("BTCUSDT", number) for number in (41, 42, 101)]))
+    first.lost.note(ids_of(first.decoded([trade("BTCUSDT", number) for number in (41, 42, 101)])))
     first.checkpointed()
     first.die()
     assert make_run(kafka).start().found == {"btcusdt@trade": Position("btcusdt@trade", 100, ((41, 42),))}
