@@ -266,12 +266,15 @@ class BinanceConnection:
         subscriptions = self._subscriptions
         heard_at = now = time.monotonic()
         while True:
-            if (request := subscriptions.due(now)) is not None:
-                reader.request(request, now + self._settings.timeout_seconds)
-            if (outcome := subscriptions.overdue(now)) is not NOTHING:
-                self._tell(outcome)
+            look_at = now + _LOOK_SECONDS
+            if not subscriptions.at_rest:
+                if (request := subscriptions.due(now)) is not None:
+                    reader.request(request, now + self._settings.timeout_seconds)
+                if (outcome := subscriptions.overdue(now)) is not NOTHING:
+                    self._tell(outcome)
+                look_at = min(look_at, subscriptions.next_at())
             try:
-                frames, closed = reader.read(min(heard_at + silence, subscriptions.next_at(), now + _LOOK_SECONDS))
+                frames, closed = reader.read(min(heard_at + silence, look_at))
             except TimeoutError:
                 if (now := time.monotonic()) - heard_at >= silence:
                     raise WentSilent(f"no frame of any kind for {silence:g} s") from None

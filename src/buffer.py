@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from src.events import Event
 
 
+_IDLE_SECONDS = 1.0
+"""How long the consumer of an empty buffer sleeps at least, unless it is woken."""
+
+
 class Buffer:
     """Collects events and gives them out in batches, in order.
 
@@ -30,6 +34,8 @@ class Buffer:
         self._room = threading.Condition(self._lock)
         self._events: list[Event] = []
         self._first_at = 0.0
+        self._looks_at = float("-inf")
+        """When the consumer will look by itself; it is woken for what is due before that."""
         self._closed = False
 
     def put(self, events: list[Event]) -> bool:
@@ -43,8 +49,8 @@ class Buffer:
             self._events += events
             if was == 0 and events:
                 self._first_at = time.monotonic()
-                self._due.notify()
-            elif was < self._batch_size <= len(self._events):
+            filled = was < self._batch_size <= len(self._events)
+            if filled or self._first_at + self._batch_timeout < self._looks_at:
                 self._due.notify()
             return True
 
@@ -65,12 +71,18 @@ class Buffer:
 
     def _next_batch(self) -> list[Event]:
         with self._due:
-            self._due.wait_for(lambda: self._events or self._closed)
-            due_at = self._first_at + self._batch_timeout
-            self._due.wait_for(self._full_or_closed, max(0.0, due_at - time.monotonic()))
+            while (look_at := self._next_look()) > (now := time.monotonic()):
+                self._looks_at = look_at
+                self._due.wait(look_at - now)
+            self._looks_at = float("-inf")
             batch, self._events = self._events, []
             self._room.notify_all()
             return batch
 
-    def _full_or_closed(self) -> bool:
-        return len(self._events) >= self._batch_size or self._closed
+    def _next_look(self) -> float:
+        """Return until when the consumer may sleep: what is there is due then, what comes not before."""
+        if len(self._events) >= self._batch_size or self._closed:
+            return float("-inf")
+        if not self._events:
+            return time.monotonic() + max(self._batch_timeout, _IDLE_SECONDS)
+        return self._first_at + self._batch_timeout

@@ -39,7 +39,7 @@ class DeadLetterMail:
             self._producer = producer
             self._offered_up_to = 0
             self._under_way.clear()
-        if producer is None or self._under_way:
+        if producer is None or self._under_way or not self._spool.has_dead_letters:
             return
         for letter in self._spool.dead_letters(self._offered_up_to, _AT_ONCE):
             self._under_way.add(letter.id)

@@ -25,7 +25,7 @@ from src.kafka_fates import REFUSALS, Fate, ProducerEnded, tell_fates
 from src.kafka_public import PublicAppender
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from kafka.structs import TopicPartition
 
@@ -155,6 +155,7 @@ def _varint(number: int) -> bytes:
 
 _VARINTS = tuple(_varint(number) for number in range(16_384))
 _NULL = _varint(-1)
+_BESIDE_THE_VALUE = 40  # bytes of a record: key, lengths, offset, time
 _MOST_TO_FILL = 131_072
 """Bytes of records that a smaller KAFKA_BATCH_SIZE may grow to before compression."""
 
@@ -224,6 +225,10 @@ class BatchAppender:
         self._sender = producer._sender
         self._keys: dict[bytes | None, bytes] = {None: _NULL}
         self._unsettled: set[_Batch | _Moved] = set()  # set operations are atomic
+        self._lingering = self._accumulator.config["linger_ms"] / 1000
+        self._appended_at = time.monotonic()
+        self._alone = False
+        """Whether nothing was appended for as long as a batch lingers, before what is appended now."""
         self._shrinks_to: dict[str, float] = {}
         """By topic: the share of its size that is left of a batch when it is compressed, as seen lately."""
 
@@ -232,7 +237,15 @@ class BatchAppender:
         self.append_all({partition: events})
 
     def append_all(self, events: Mapping[TopicPartition, list[Event]]) -> None:
-        """Queue events by partition, and wake the producer's thread once, at the end."""
+        """Queue events by partition, and wake the producer's thread once, at the end.
+
+        Lingering is for what may come meanwhile. When nothing has come for as long as that, it is left out, and a
+        batch may grow to twice its size rather than leave a remainder behind: a flush of the buffer a few times a
+        second costs one request then instead of two or three, and none of it waits for an answer to the rest.
+        """
+        now = time.monotonic()
+        self._alone = 0 < self._lingering <= now - self._appended_at
+        self._appended_at = now
         to_send = [self._queued(partition, group) for partition, group in events.items()]
         if any(to_send):
             self._sender.wakeup()
@@ -257,17 +270,21 @@ class BatchAppender:
         done = self._extend(queue[-1], events, 0, now) if queue and _is_open(queue[-1]) else 0
         started = done < len(events)
         while done < len(events):
-            batch = self._new_batch(partition, now)
+            batch = self._new_batch(partition, events[done:], now)
             done = self._extend(batch, events, done, now)
             queue.append(batch)
             self._accumulator._incomplete.add(batch)
         return started or queue[-1].records.is_full()
 
-    def _new_batch(self, partition: TopicPartition, now: float) -> ProducerBatch:
+    def _new_batch(self, partition: TopicPartition, events: Iterable[Event], now: float) -> ProducerBatch:
         config = self._accumulator.config
         size = self._size_to_fill(partition.topic, config["batch_size"])
+        if self._alone and size < sum(len(event.value) + _BESIDE_THE_VALUE for event in events) <= 2 * size:
+            size *= 2
         records = MemoryRecordsBuilder(config["message_version"], config["compression_attrs"], size)
         batch = ProducerBatch(partition, records, now=now)
+        if self._alone:
+            batch.last_attempt = now - self._lingering  # from then on its lingering counts
         batch._record_futures = _Batch(self, batch)
         batch.produce_future.add_callback(batch._record_futures)
         self._unsettled.add(batch._record_futures)

@@ -309,6 +309,11 @@ class Spool:
                 totals = self._noted(database, -len(gone), -sum(gone), dead_size=size)
             self._totals = totals
 
+    @property
+    def has_dead_letters(self) -> bool:
+        """Whether there are any; costs nothing."""
+        return self._totals.dead_size > 0
+
     def dead_letters(self, after: int = 0, limit: int = 1000) -> list[DeadLetter]:
         """Return dead letters with ids above `after`, oldest first."""
         query = "SELECT * FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"

@@ -108,6 +108,11 @@ class Subscriptions:
         """Whether the exchange has answered for every stream; what it refused is tried again later."""
         return not (self._changes or self._unsent or self._unanswered or self._doubtful)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether neither `due` nor `overdue` will have anything until something is changed or renewed."""
+        return not (self._changes or self._unsent or self._unanswered or self._later)
+
     def __len__(self) -> int:
         return len(self._wanted)
 

@@ -180,10 +180,13 @@ class ReadAheadSocket:
         left = self.wait_until - time.monotonic()
         if left <= 0:
             raise TimeoutError
+        return self._wait_for(for_event, left)
+
+    def _wait_for(self, for_event: int, seconds: float) -> bool:
         if self._waits_for != for_event:
             self._poll.register(self._sock, for_event)
             self._waits_for = for_event
-        ready = self._poll.poll(min(left, 3600.0) * 1000 + 1)
+        ready = self._poll.poll(min(seconds, 3600.0) * 1000 + 1)
         if self._wake_called:
             self.heed_wake()
         return bool(ready)
@@ -211,8 +214,8 @@ class ReadAheadSocket:
         After a read that emptied the socket it waits at once, without asking in vain; when the time is up it
         asks all the same, since what has arrived is to be read.
         """
-        if self._drained and time.monotonic() < self.wait_until:
-            self._wait(select.POLLIN)
+        if self._drained and (left := self.wait_until - time.monotonic()) > 0:
+            self._wait_for(select.POLLIN, left)
         count = self._received()
         if not count:
             raise ConnectionLost("the exchange closed the TCP connection")
