@@ -42,6 +42,8 @@ _PROBE_SECONDS = 1.0
 """So many events are sent so often while nothing is acknowledged: what stalls may be one partition alone."""
 _TELLING_SECONDS = 1.0
 """For the fates that the producer's thread is telling of: it takes no lock, and far less."""
+_DISK_SECONDS = 3.0
+"""At the stop, for what goes to disk last, also when all other time is used up."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -104,6 +106,7 @@ class Delivery:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._drainer = Worker("spool-drainer", self._drain, on_exit)
+        self._closer = Worker("spool-closer", self._leave_on_disk, on_exit)
         self._dead_letters = DeadLetterMail(sink, spool)
         sink.settle_with(self._settled)
 
@@ -183,11 +186,17 @@ class Delivery:
             self._closing.wait(0.02)
 
     def close(self, deadline: Deadline) -> None:
-        """Leave on disk what is not delivered, close everything."""
+        """Leave on disk what is not delivered, close everything; a disk that does not answer is not waited for."""
         self._closing.set()
         self._wake.set()
         self._drainer.join(deadline.remaining())
         self._sink.close(deadline)
+        self._closer.start()
+        if not self._closer.join(max(deadline.remaining(), _DISK_SECONDS)):
+            self._telemetry.spool_failing("it does not answer")
+
+    def _leave_on_disk(self) -> None:
+        self._drainer.join(threading.TIMEOUT_MAX)  # two would tell of the same events
         try:
             self._last_step()
             if not self._maybe_sent_before:
