@@ -251,10 +251,7 @@ class KafkaSink:
                     self._create_missing_topics()
                     self._open_producer()
             except (KafkaError, topics.TopicError) as error:
-                check = error.check if isinstance(error, NotConnectedError) else None
-                self._telemetry.kafka_unavailable(
-                    error, check=check, bootstrap_servers=self._kafka.bootstrap_servers
-                )
+                self._unavailable(error)
                 self._closing.wait(_RETRY_SECONDS)
                 continue
             self._wait_until_broken()
@@ -270,12 +267,17 @@ class KafkaSink:
             if not stalled and not self._aside.look_again:
                 continue
             try:
-                created = self._create_missing_topics()
-            except (KafkaError, OSError, topics.TopicError) as error:
-                self._telemetry.kafka_unavailable(error, bootstrap_servers=self._kafka.bootstrap_servers)
+                with causes_named():
+                    created = self._create_missing_topics()
+            except (KafkaError, topics.TopicError) as error:
+                self._unavailable(error)
                 continue
             if created:
                 self.break_off(topics.TopicError(f"{', '.join(created)}: gone, and made again"))
+
+    def _unavailable(self, error: BaseException) -> None:
+        check = error.check if isinstance(error, NotConnectedError) else None
+        self._telemetry.kafka_unavailable(error, check=check, bootstrap_servers=self._kafka.bootstrap_servers)
 
     def _create_missing_topics(self) -> list[str]:
         """Create topics and return the names of those of the data."""

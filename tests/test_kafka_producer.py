@@ -33,6 +33,7 @@ from src.kafka_public import PublicAppender
 from src.spool import Spool
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Record, Topics, fresh_topics, read_all
+from tests.certificates import Authority
 from tests.service_fixtures import balanced
 
 if TYPE_CHECKING:
@@ -312,6 +313,50 @@ def test_a_frozen_broker_loses_and_doubles_nothing(own_broker: Broker, make_rig:
     rig.wait_for_delivery()
     rig.assert_settled(produced=8_000)
     assert_exactly_delivered(topics, rig.accepted)
+
+
+@kafka_test
+def test_a_certificate_that_does_not_match_its_key_for_a_while_is_named_and_costs_nothing(
+    own_broker: Broker, make_rig: MakeRig, tmp_path: Path
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("client.example")
+    rotated = config(topics, security_protocol="SSL", ssl_certfile=certificate, ssl_keyfile=key)
+    key.write_bytes(authority.issue("other.example")[1].read_bytes())
+    rig = make_rig(config(topics))
+    rig.start()
+    plain, rig.sink._kafka = rig.sink._kafka, rotated
+    own_broker.freeze()  # a stall has it look for what is wrong
+    rig.send(Feed(topics).events(200))
+    with capture_logs() as logs:
+        wait_until(lambda: any(line["event"] == "kafka_unavailable" for line in logs))
+    (line,) = [line for line in logs if line["event"] == "kafka_unavailable"]
+    assert "KAFKA_SSL_KEYFILE" in line["reason"]
+    assert line["check"] == "that file"
+    rig.sink._kafka = plain
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=200)
+    assert rig.sink._connector.alive
+
+
+@kafka_test
+def test_topics_that_no_controller_creates_for_a_while_are_created_later(
+    topics: Topics, make_rig: MakeRig, no_controller: pytest.MonkeyPatch
+) -> None:
+    absent = Topics(*(f"absent-{name}" for name in topics.names), topics.bootstrap_servers)
+    rig = make_rig(config(absent))
+    with capture_logs() as logs:
+        rig.delivery.start()
+        rig.send(Feed(absent).events(200))
+        wait_until(lambda: any(line["event"] == "kafka_unavailable" for line in logs))
+    assert "Failed to find active controller" in next(
+        line["reason"] for line in logs if line["event"] == "kafka_unavailable"
+    )
+    no_controller.undo()
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=200)
 
 
 @kafka_test

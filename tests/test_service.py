@@ -294,6 +294,20 @@ def test_kafka_absent_at_start_stops_nothing_and_everything_is_delivered_when_it
     assert_in_order(records_in(topics))
 
 
+def test_a_broker_that_stops_under_way_is_named_with_what_to_look_at(
+    market: Exchange, own_broker: Broker, start_service: StartService
+) -> None:
+    service = start_service(market.ws_url, fresh_topics(own_broker.bootstrap_servers))
+    service.ready()
+    own_broker.stop()
+    line = service.logged("kafka_unavailable")
+    assert line["reason"] == "NotConnectedError: connection refused"
+    assert line["check"].startswith("KAFKA_BOOTSTRAP_SERVERS")
+    own_broker.start()
+    service.wait_for(lambda: not service.status()["messages_spooled"], "the spool sent")
+    assert service.stop() == 0
+
+
 def test_a_frozen_broker_neither_stops_reading_nor_loses_anything_when_it_thaws(
     market: Exchange, own_broker: Broker, start_service: StartService
 ) -> None:
