@@ -385,7 +385,7 @@ class Telemetry:
             self._counts["mirror_produced"] += copies
 
     def mirror_failed(self, copies: int, reason: str) -> None:
-        """Count copies to the raw topic that are not there."""
+        """Count copies to the raw topic that are not there, and are not sent again."""
         with self._lock:
             self._counts["mirror_failed"] += copies
         self._error("mirror_failed", reason, count=copies)

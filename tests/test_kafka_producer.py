@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING
 import kafka.producer.kafka
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
-from kafka.errors import ClusterAuthorizationFailedError
+from kafka.errors import ClusterAuthorizationFailedError, TopicAuthorizationFailedError
 from kafka.partitioner.default import murmur2
 from structlog.testing import capture_logs
 
 from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from src import kafka_producer
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import Decoded, Event, Route
 from src.kafka_batches import BatchAppender
-from src.kafka_producer import KafkaSink, open_producer
+from src.kafka_fates import Fate
+from src.kafka_producer import KafkaSink, MirroredEvent, open_producer
 from src.kafka_public import PublicAppender
 from src.spool import Spool
 from src.telemetry import Telemetry
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from kafka import KafkaProducer
 
     from sandbox.brokers import Broker
+    from src.kafka_fates import Settle
     from src.worker import Worker
 
     MakeRig = Callable[..., "Rig"]
@@ -292,6 +295,54 @@ def test_copies_to_the_raw_topic_are_counted_apart(topics: Topics, make_rig: Mak
     assert sorted(raw) == sorted(event.value for event in rig.accepted)
     apart = read_streams(read_all(topics.bootstrap_servers, topics.trades, topics.depth))
     assert apart == by_topic_and_key(others)
+
+
+@kafka_test
+def test_copies_that_come_back_with_their_events_are_there_in_the_end_and_not_counted_as_failed(
+    own_broker: Broker, make_rig: MakeRig
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    impatient = partial(open_producer, request_timeout_ms=500, delivery_timeout_ms=1_000)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_producer=impatient)
+    rig.start()
+    feed = Feed(topics)
+    send_in_chunks(rig, feed, 2_000)
+    rig.wait_for_delivery()
+    own_broker.freeze()
+    send_in_chunks(rig, feed, 2_000)
+    wait_until(lambda: rig.count("producer_break_offs") > 0)
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    rig.close(15.0)
+    rig.assert_settled(produced=4_000)
+    assert rig.count("mirror_failed") == 0
+    assert not rig.telemetry.undelivered()
+    raw = {one.value for one in read_all(topics.bootstrap_servers, topics.raw)}
+    assert raw == {event.value for event in rig.accepted}
+
+
+@kafka_test
+def test_copies_that_are_lost_while_their_events_arrive_are_counted(
+    topics: Topics, make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_copies(producer: KafkaProducer, settle: Settle) -> BatchAppender:
+        def told(events: list[Event], error: BaseException | None, fate: Fate) -> None:
+            copies = [event for event in events if isinstance(event, MirroredEvent)]
+            settle(copies, TopicAuthorizationFailedError(), Fate())
+            settle([event for event in events if event not in copies], error, fate)
+
+        return BatchAppender(producer, told)
+
+    monkeypatch.setattr(kafka_producer, "_LOOK_SECONDS", 0.1)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_appender=without_copies)
+    rig.start()
+    rig.send(Feed(topics).events(300))
+    rig.wait_for_delivery()
+    others = [event for event in rig.accepted if event.route.topic != topics.raw]
+    wait_until(lambda: rig.count("mirror_failed") == len(others))
+    rig.close(15.0)
+    rig.assert_settled(produced=300)
+    assert rig.count("mirror_failed") == len(others)
 
 
 # A broker that does not answer
