@@ -177,6 +177,9 @@ class Service:
         except SettingsError as error:
             self._telemetry.settings_refused(error.faults)
             return
+        if fault := self._settings.model_copy(update={"binance": settings.binance}).share_fault():
+            self._telemetry.settings_refused([fault])
+            return
         changed = changed_variables(self._settings, settings)
         self._telemetry.settings_reread([name for name in changed if name not in RELOADED])
         _warn_of_unknown_variables()
