@@ -98,7 +98,7 @@ class Delivery:
         self._probe_at = 0.0
         self._files_damaged = 0
         self._resuming: list[Event] = []
-        """What was read and is on its way to the sink, still counted as on disk."""
+        """What was read and is on its way to the sink, counted as in flight by now."""
         self._on_disk = OnDisk()
         self._acknowledged: deque[list[Event]] = deque()
         self._to_remove: list[int] = []
@@ -142,13 +142,19 @@ class Delivery:
             self._next += len(events)
             self._telemetry.flushed(events)
             # Nothing overtakes what has come back, even when the next producer is open already.
-            taken = self._sink.send(events) if self._direct and not self._returned else 0
-            self._telemetry.handed_over(taken)
+            taken = self._hand_over(events) if self._direct and not self._returned else 0
             if taken == len(events):
                 return
             if self._direct:
                 self._go_by_way_of_the_disk(events[taken].seq - 1)
             self._store(events[taken:], "buffered")
+
+    def _hand_over(self, events: list[Event]) -> int:
+        """Hand events of the buffer to the sink; return how many it took."""
+        self._telemetry.offered(len(events))
+        taken = self._sink.send(events)
+        self._telemetry.handed_over(taken, len(events) - taken)
+        return taken
 
     def hold(self) -> None:
         """Send nothing from disk until `release`: it may be in Kafka; before `start`."""
@@ -282,7 +288,7 @@ class Delivery:
         self._spool.replace()
         self._telemetry.spool_damaged(str(self._spool.damaged))
         lost = self._on_disk.clear()
-        self._telemetry.lost_on_disk(len(self._resuming), lost)
+        self._telemetry.lost_on_disk(lost)
         self._lost.note(lost)
         self._copies.write_again()
 
@@ -467,6 +473,7 @@ class Delivery:
                 in_kafka = set(self._to_remove)
                 events = [event for event in events if event.seq not in in_kafka]
             self._resuming = events
+            self._telemetry.offered(len(events), "spooled")
         if not events:
             return
         self._note_sending(events[-1].seq)
@@ -474,7 +481,7 @@ class Delivery:
         taken = 0 if self._returned else self._sink.send(events)
         with self._lock:
             self._resuming = []
-            self._telemetry.resumed(taken)
+            self._telemetry.handed_over(taken, len(events) - taken, "spooled")
             if files_damaged != self._files_damaged:
                 self._drop(events[taken:], "spool_damaged", "spooled")
             elif taken < len(events):
