@@ -57,10 +57,11 @@ class Straight:
     def accept(self, events: list[Event]) -> None:
         """Hand a batch to the sink."""
         self._telemetry.flushed(events)
+        self._telemetry.offered(len(events))
         taken = self._sink.send(events)
         while taken < len(events) and not self._closing.wait(_ROOM_SECONDS):
             taken += self._sink.send(events[taken:])
-        self._telemetry.handed_over(taken)
+        self._telemetry.handed_over(taken, len(events) - taken)
         self._handed_over_up_to += taken
 
     def hold(self) -> None:

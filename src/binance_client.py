@@ -240,8 +240,9 @@ class BinanceConnection:
             if not self.wanted:
                 return
             reader.open(url, Deadline(self._settings.timeout_seconds))
-            self.opened_at = time.monotonic()
-            self._subscriptions.start_over(self.opened_at)
+            opened_at = time.monotonic()
+            self._subscriptions.start_over(opened_at)  # first: an open connection without plans passes for settled
+            self.opened_at = opened_at
             self._owner.opened(self._slot)
             self._telemetry.connection_opened(self._number, self._slot, len(self._subscriptions))
             yield from self._read(reader)

@@ -22,7 +22,8 @@ class Buffer:
     A batch is due when `batch_size` events are there, or `batch_timeout` seconds after the first of them
     came, whichever is first; it then takes everything that is there. The one consumer never waits for
     Kafka, so a full buffer (`capacity` events) only means that this process is short of CPU: `put` then
-    waits for the consumer, and the exchange's TCP window fills instead of our memory.
+    waits for the consumer, and the exchange's TCP window fills instead of our memory. After `let_all_in` it waits
+    no more.
     """
 
     def __init__(self, batch_size: int, batch_timeout: float, capacity: int = 10_000) -> None:
@@ -36,13 +37,14 @@ class Buffer:
         self._first_at = 0.0
         self._looks_at = float("-inf")
         """When the consumer will look by itself; it is woken for what is due before that."""
+        self._bounded = True
         self._closed = False
 
     def put(self, events: list[Event]) -> bool:
         """Append events; return False, taking none, once the buffer is closed."""
         with self._lock:
             if len(self._events) >= self.capacity:
-                self._room.wait_for(lambda: len(self._events) < self.capacity or self._closed)
+                self._room.wait_for(self._may_come)
             if self._closed:
                 return False
             was = len(self._events)
@@ -58,6 +60,15 @@ class Buffer:
         """Yield batches as they fall due until the buffer is closed and empty; for one consumer."""
         while batch := self._next_batch():
             yield batch
+
+    def let_all_in(self) -> None:
+        """Let no `put` wait for the consumer from here on, who may be dead or stuck; for the stop.
+
+        What then comes is only what was on its way.
+        """
+        with self._room:
+            self._bounded = False
+            self._room.notify_all()
 
     def close(self) -> None:
         """Take no more; what is there falls due at once."""
@@ -86,3 +97,6 @@ class Buffer:
         if not self._events:
             return time.monotonic() + max(self._batch_timeout, _IDLE_SECONDS)
         return self._first_at + self._batch_timeout
+
+    def _may_come(self) -> bool:
+        return len(self._events) < self.capacity or not self._bounded or self._closed

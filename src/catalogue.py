@@ -38,7 +38,7 @@ COUNTERS = {
     "kafka_connection_failures": "tries to reach Kafka or to create its topics that failed",
     "producer_break_offs": "producers replaced because a record was lost",
     "mirror_produced": "copies to the raw topic acknowledged by Kafka",
-    "mirror_failed": "copies to the raw topic that Kafka did not take",
+    "mirror_failed": "copies to the raw topic that Kafka did not take and does not get again",
     "rest_requests": "requests to the exchange's REST interface",
     "rest_failures": "REST requests that brought nothing usable",
     "snapshots_taken": "order book snapshots that went into the depth topic",

@@ -42,6 +42,8 @@ _PROBE_SECONDS = 1.0
 """So many events are sent so often while nothing is acknowledged: what stalls may be one partition alone."""
 _TELLING_SECONDS = 1.0
 """For the fates that the producer's thread is telling of: it takes no lock, and far less."""
+_DISK_SECONDS = 3.0
+"""At the stop, for what goes to disk last, also when all other time is used up."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -96,7 +98,7 @@ class Delivery:
         self._probe_at = 0.0
         self._files_damaged = 0
         self._resuming: list[Event] = []
-        """What was read and is on its way to the sink, still counted as on disk."""
+        """What was read and is on its way to the sink, counted as in flight by now."""
         self._on_disk = OnDisk()
         self._acknowledged: deque[list[Event]] = deque()
         self._to_remove: list[int] = []
@@ -104,6 +106,7 @@ class Delivery:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._drainer = Worker("spool-drainer", self._drain, on_exit)
+        self._closer = Worker("spool-closer", self._leave_on_disk, on_exit)
         self._dead_letters = DeadLetterMail(sink, spool)
         sink.settle_with(self._settled)
 
@@ -139,13 +142,19 @@ class Delivery:
             self._next += len(events)
             self._telemetry.flushed(events)
             # Nothing overtakes what has come back, even when the next producer is open already.
-            taken = self._sink.send(events) if self._direct and not self._returned else 0
-            self._telemetry.handed_over(taken)
+            taken = self._hand_over(events) if self._direct and not self._returned else 0
             if taken == len(events):
                 return
             if self._direct:
                 self._go_by_way_of_the_disk(events[taken].seq - 1)
             self._store(events[taken:], "buffered")
+
+    def _hand_over(self, events: list[Event]) -> int:
+        """Hand events of the buffer to the sink; return how many it took."""
+        self._telemetry.offered(len(events))
+        taken = self._sink.send(events)
+        self._telemetry.handed_over(taken, len(events) - taken)
+        return taken
 
     def hold(self) -> None:
         """Send nothing from disk until `release`: it may be in Kafka; before `start`."""
@@ -183,11 +192,17 @@ class Delivery:
             self._closing.wait(0.02)
 
     def close(self, deadline: Deadline) -> None:
-        """Leave on disk what is not delivered, close everything."""
+        """Leave on disk what is not delivered, close everything; a disk that does not answer is not waited for."""
         self._closing.set()
         self._wake.set()
         self._drainer.join(deadline.remaining())
         self._sink.close(deadline)
+        self._closer.start()
+        if not self._closer.join(max(deadline.remaining(), _DISK_SECONDS)):
+            self._telemetry.spool_failing("it does not answer")
+
+    def _leave_on_disk(self) -> None:
+        self._drainer.join(threading.TIMEOUT_MAX)  # two would tell of the same events
         try:
             self._last_step()
             if not self._maybe_sent_before:
@@ -273,7 +288,7 @@ class Delivery:
         self._spool.replace()
         self._telemetry.spool_damaged(str(self._spool.damaged))
         lost = self._on_disk.clear()
-        self._telemetry.lost_on_disk(len(self._resuming), lost)
+        self._telemetry.lost_on_disk(lost)
         self._lost.note(lost)
         self._copies.write_again()
 
@@ -458,6 +473,7 @@ class Delivery:
                 in_kafka = set(self._to_remove)
                 events = [event for event in events if event.seq not in in_kafka]
             self._resuming = events
+            self._telemetry.offered(len(events), "spooled")
         if not events:
             return
         self._note_sending(events[-1].seq)
@@ -465,7 +481,7 @@ class Delivery:
         taken = 0 if self._returned else self._sink.send(events)
         with self._lock:
             self._resuming = []
-            self._telemetry.resumed(taken)
+            self._telemetry.handed_over(taken, len(events) - taken, "spooled")
             if files_damaged != self._files_damaged:
                 self._drop(events[taken:], "spool_damaged", "spooled")
             elif taken < len(events):

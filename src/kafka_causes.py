@@ -142,7 +142,7 @@ class _Failures(logging.Handler):
 
 def _named(error: BaseException) -> NotConnectedError:
     below = list(_chain(error))
-    for kind, name in ((ssl.SSLError, _of_tls), (OSError, _of_network), (TlsUnusable, _of_settings)):
+    for kind, name in ((TlsUnusable, _of_settings), (ssl.SSLError, _of_tls), (OSError, _of_network)):
         for one in below:
             if isinstance(one, kind):
                 return name(one)

@@ -22,6 +22,7 @@ from kafka.structs import TopicPartition
 
 from src import topics
 from src.events import Event, Route, Topics
+from src.failed_copies import FailedCopies
 from src.in_flight import InFlight
 from src.kafka_aside import Aside
 from src.kafka_batches import BatchAppender, Producer, appender_for, partition_count
@@ -30,6 +31,7 @@ from src.selector import CheapMisses
 from src.worker import Worker
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Sequence
 
     from kafka import KafkaProducer
@@ -123,6 +125,7 @@ class KafkaSink:
         self._topics = topics.data_topics(kafka)
         self._aside = Aside(topics.aside_topics(kafka), telemetry)
         self._mirror = Mirror(kafka.topic_raw_events) if kafka.mirror_raw_events else None
+        self._failed_copies = FailedCopies()
         self.in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self.copies_in_flight = InFlight(delivery.max_in_flight_records, delivery.max_in_flight_bytes)
         self.in_flight.lingering_seconds = kafka.linger_ms / 1000
@@ -251,10 +254,7 @@ class KafkaSink:
                     self._create_missing_topics()
                     self._open_producer()
             except (KafkaError, topics.TopicError) as error:
-                check = error.check if isinstance(error, NotConnectedError) else None
-                self._telemetry.kafka_unavailable(
-                    error, check=check, bootstrap_servers=self._kafka.bootstrap_servers
-                )
+                self._unavailable(error)
                 self._closing.wait(_RETRY_SECONDS)
                 continue
             self._wait_until_broken()
@@ -265,17 +265,23 @@ class KafkaSink:
     def _wait_until_broken(self) -> None:
         """Break the producer off when a topic is gone, which it would wait for until its batches are too old."""
         while not self._broken.wait(_LOOK_SECONDS):
+            self._count_lost_copies(self._failed_copies.look(self.unacknowledged()))
             self._aside.learn_more()
             stalled = self.in_flight.stalled_seconds >= _LOOK_SECONDS or self._partitions.missing()
             if not stalled and not self._aside.look_again:
                 continue
             try:
-                created = self._create_missing_topics()
-            except (KafkaError, OSError, topics.TopicError) as error:
-                self._telemetry.kafka_unavailable(error, bootstrap_servers=self._kafka.bootstrap_servers)
+                with causes_named():
+                    created = self._create_missing_topics()
+            except (KafkaError, topics.TopicError) as error:
+                self._unavailable(error)
                 continue
             if created:
                 self.break_off(topics.TopicError(f"{', '.join(created)}: gone, and made again"))
+
+    def _unavailable(self, error: BaseException) -> None:
+        check = error.check if isinstance(error, NotConnectedError) else None
+        self._telemetry.kafka_unavailable(error, check=check, bootstrap_servers=self._kafka.bootstrap_servers)
 
     def _create_missing_topics(self) -> list[str]:
         """Create topics and return the names of those of the data."""
@@ -322,6 +328,7 @@ class KafkaSink:
             appender.stop(timeout)
             with self._lock:
                 self._appender = None
+            self._count_lost_copies(self._failed_copies.ended())
 
     # The way of an event
 
@@ -347,6 +354,8 @@ class KafkaSink:
             copies = [event for event in events if isinstance(event, MirroredEvent)]
             events = [event for event in events if not isinstance(event, MirroredEvent)]
             self._copies_settled(copies, error)
+            if error is not None and not fate.poison:
+                self._failed_copies.returned(events)
         if events:
             self._settle(events, error, fate)
 
@@ -357,7 +366,11 @@ class KafkaSink:
         if error is None:
             self._telemetry.mirrored(len(copies))
         else:
-            self._telemetry.mirror_failed(len(copies), type(error).__name__)
+            self._failed_copies.failed(copies, type(error).__name__)
+
+    def _count_lost_copies(self, reasons: Counter[str]) -> None:
+        for reason, copies in reasons.items():
+            self._telemetry.mirror_failed(copies, reason)
 
 
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
@@ -370,7 +383,7 @@ def _nobody_asked(events: list[Event], error: BaseException | None, fate: Fate) 
 
 
 class MirroredEvent(Event, eq=False, gc=False):
-    """The copy of an event for the raw topic; counted apart from the event itself."""
+    """The copy of an event for the raw topic, with the event's number; counted apart from the event itself."""
 
 
 class Mirror:
@@ -383,7 +396,7 @@ class Mirror:
     def copies(self, events: list[Event]) -> list[Event]:
         """Return a copy for each event that is not on its way to the raw topic anyway."""
         return [
-            MirroredEvent(self._routes[event.route], event.value, event.timestamp_ms)
+            MirroredEvent(self._routes[event.route], event.value, event.timestamp_ms, event.seq)
             for event in events
             if event.route.topic != self._raw_topic
         ]

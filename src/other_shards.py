@@ -9,7 +9,7 @@ from config.shards import spool_folder, spool_folders
 from src.spool import FILE, SPOILED, Spool, SpoolFailed, SpoolFull, SpoolUnusable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from config.settings import Settings
@@ -25,11 +25,14 @@ class TakenOver(NamedTuple):
     reason: str
 
 
-def take_over(spool: Spool, settings: Settings) -> Iterator[TakenOver]:
+def take_over(
+    spool: Spool, settings: Settings, stop_wanted: Callable[[], bool] = lambda: False
+) -> Iterator[TakenOver]:
     """Move what shards that are gone have left behind what our own spool holds; shard 0 does it for all.
 
     An event is written here before it is deleted there, so a killed process may leave it in both. Dead letters
-    stay where they are; `dead_letters.py` looks into every folder.
+    stay where they are; `dead_letters.py` looks into every folder. Ends early when `stop_wanted` says so, and the
+    next start goes on.
     """
     if settings.shard.index:
         return
@@ -37,6 +40,8 @@ def take_over(spool: Spool, settings: Settings) -> Iterator[TakenOver]:
     base, *others = spool_folders(own, count)
     of_today = {spool_folder(base, index, count) for index in range(count)}
     for folder in (base, *others):
+        if stop_wanted():
+            return
         if folder not in of_today and (folder / FILE).exists():
             try:
                 left = Spool(settings.spool.model_copy(update={"path": folder}))
@@ -44,10 +49,10 @@ def take_over(spool: Spool, settings: Settings) -> Iterator[TakenOver]:
                 yield TakenOver(folder, 0, str(error))
                 continue
             with closing(left):
-                yield _moved(left, spool, folder)
+                yield _moved(left, spool, folder, stop_wanted)
 
 
-def _moved(left: Spool, spool: Spool, folder: Path) -> TakenOver:
+def _moved(left: Spool, spool: Spool, folder: Path, stop_wanted: Callable[[], bool]) -> TakenOver:
     moved = 0
     try:
         while events := left.read(0, _AT_ONCE):
@@ -57,6 +62,8 @@ def _moved(left: Spool, spool: Spool, folder: Path) -> TakenOver:
             spool.append(events, sent=numbers[0] <= left.sent_up_to)
             left.remove(numbers)
             moved += len(events)
+            if stop_wanted():
+                return TakenOver(folder, moved, "stopped before the end; the next start goes on")
         spoiled = left.take_spoiled()
         for event in spoiled:
             left.bury([event], *SPOILED)

@@ -94,6 +94,7 @@ class Pipeline:
 
     def stop(self, deadline: Deadline) -> None:
         """Stop in the direction of flow: stop reading, flush the buffer, deliver; all by the deadline."""
+        self._buffer.let_all_in()  # whoever waits for a publisher that is dead or stuck holds locks
         self._keeper.stop(deadline.remaining(at_most=1.0))
         self.lines.close()
         self.lines.join(Deadline(deadline.remaining(at_most=GOODBYE_SECONDS + 1.0)))
@@ -101,7 +102,7 @@ class Pipeline:
         self._continuity.close()
         self._hours.finish()
         self._buffer.close()
-        self._publisher.join(deadline.remaining())
+        self._publisher.join(max(0.0, deadline.remaining() - self._delivery.close_seconds))
         self._resume.close(deadline.remaining(at_most=0.5))
         self._delivery.finish(deadline)
         spare = Deadline(max(0.0, deadline.remaining() - self._delivery.close_seconds))

@@ -72,9 +72,9 @@ class Service:
         self._telemetry = Telemetry(connections=0)
         self._sink = KafkaSink(settings.kafka, settings.delivery, self._telemetry, self._worker_ended)
         self._spool = spool
-        for left in take_over(spool, settings):
+        for left in take_over(spool, settings, signals.stop_pending):
             self._telemetry.spool_taken_over(str(left.folder), left.events, left.reason)
-        if redirected := spool.redirect(topic_names(settings.kafka)):
+        if redirected := spool.redirect(topic_names(settings.kafka), signals.stop_pending):
             self._telemetry.spool_redirected(redirected)
         refetchable = settings.kafka.topic_trades
         buffer = Buffer(settings.connection.batch_size, settings.connection.batch_timeout_seconds)
@@ -135,13 +135,14 @@ class Service:
             kafka=self._settings.kafka.bootstrap_servers,
             monitoring_port=self._endpoints.port if self._endpoints else None,
         )
-        if self._endpoints:
-            self._endpoints.start()
-        self._pipeline.start()
-        self._listing.start()
-        interval = self._settings.service.metrics_interval_seconds
-        signal.setitimer(signal.ITIMER_REAL, interval, interval)  # raises METRICS_DUE
         cause = None
+        while cause is None and signals.stop_pending():  # what is on disk may not be ready to be read
+            cause = self._cause_to_stop(signal.sigwaitinfo(signals.RECEIVED))
+        if cause is not None:
+            if self._spool.count:
+                self._telemetry.recovered(self._spool.count)
+            return self._stop(cause)
+        self._start()
         while cause is None and not self._pipeline.may_open_lines:
             cause = self._cause_to_stop(signal.sigtimedwait(signals.RECEIVED, _LOOK_SECONDS))
         if cause is None:
@@ -150,6 +151,14 @@ class Service:
             cause = self._cause_to_stop(signal.sigwaitinfo(signals.RECEIVED))
         signal.setitimer(signal.ITIMER_REAL, 0)
         return self._stop(cause)
+
+    def _start(self) -> None:
+        if self._endpoints:
+            self._endpoints.start()
+        self._pipeline.start()
+        self._listing.start()
+        interval = self._settings.service.metrics_interval_seconds
+        signal.setitimer(signal.ITIMER_REAL, interval, interval)  # raises METRICS_DUE
 
     def _cause_to_stop(self, received: signal.struct_siginfo | None) -> str | None:
         number = received.si_signo if received is not None else None
@@ -167,6 +176,9 @@ class Service:
             settings = load_settings()
         except SettingsError as error:
             self._telemetry.settings_refused(error.faults)
+            return
+        if fault := self._settings.model_copy(update={"binance": settings.binance}).share_fault():
+            self._telemetry.settings_refused([fault])
             return
         changed = changed_variables(self._settings, settings)
         self._telemetry.settings_reread([name for name in changed if name not in RELOADED])

@@ -15,6 +15,11 @@ RELOAD = signal.SIGHUP
 RECEIVED = {*STOP, WORKER_ENDED, METRICS_DUE, RELOAD}
 
 
+def stop_pending() -> bool:
+    """Whether a stop waits to be received; for what takes long before anybody waits for signals."""
+    return not STOP.isdisjoint(signal.sigpending())
+
+
 def block() -> None:
     """Keep the signals pending for sigwait, in this thread and all that it will start."""
     signal.pthread_sigmask(signal.SIG_BLOCK, RECEIVED)

@@ -29,7 +29,7 @@ from src.spool_rows import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Container, Sequence
+    from collections.abc import Callable, Container, Sequence
     from pathlib import Path
 
     from config.settings import SpoolConfig
@@ -157,12 +157,22 @@ class Spool:
                 if new[0].seq <= up_to:  # it has come back, and may go as well
                     del self._evicted[topic]
 
-    def redirect(self, topics: Topics) -> int:
+    def redirect(self, topics: Topics, stop_wanted: Callable[[], bool] = lambda: False) -> int:
         """Let events of topics that are not in the settings any more go to those that took their place.
 
         Returns how many. Before anything is read. Looks through all events only when the settings have changed.
+        Ends with nothing changed when `stop_wanted` says so; then nothing may be read.
         """
         self._topics = frozenset(topics)
+        try:
+            with self._file.interrupted_by(stop_wanted):
+                return self._redirect(topics)
+        except SpoolFailed:
+            if not stop_wanted():
+                raise
+            return 0
+
+    def _redirect(self, topics: Topics) -> int:
         query, names = "SELECT DISTINCT topic, event_type FROM events", " ".join(topics)
         with self._lock, self._file.transaction() as database:
             if database.execute("SELECT topics FROM totals").fetchone() == (names,):

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 FILE = "events.sqlite3"
@@ -23,6 +23,7 @@ _SMALL_BYTES = 8 * 1024 * 1024
 _CHECKED_BYTES = 512 * 1024**2
 """Up to this size a file is checked in full. SQLite's check goes through it backwards, which a disk gives a page
 at a time unless it was just read: 170 s a gigabyte were seen. A larger file is only read through, row by row."""
+_STEPS = 100_000  # of SQLite's machine between two looks whether to stop: some milliseconds
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -99,6 +100,15 @@ class SpoolFile:
                 self._database.close()
             self.damaged = set_aside(self._path)
             self._database = self._connected()
+
+    @contextlib.contextmanager
+    def interrupted_by(self, stop_wanted: Callable[[], bool]) -> Iterator[None]:
+        """Let what runs inside the block end, and change nothing, with `SpoolFailed` as soon as this says so."""
+        self._database.set_progress_handler(stop_wanted, _STEPS)
+        try:
+            yield
+        finally:
+            self._database.set_progress_handler(None, 0)
 
     def shrink(self) -> None:
         """Give the disk back what an outage needed, unless more than half of it is in use."""

@@ -172,24 +172,24 @@ class Telemetry:
         """Take note of a batch that left the buffer, numbered, on its way to Kafka or to the disk."""
         now_ms = _now_ms()
         with self._lock:
+            self._counts["buffer_flushes"] += 1
             self._flow.flushed(events, now_ms)
 
-    def handed_over(self, events: int) -> None:
-        """Count one flush of the buffer: `events` of it are in flight from here on."""
+    def offered(self, events: int, was: str = "buffered") -> None:
+        """Count events as in flight before the producer has them: they may be acknowledged at any moment then."""
+        self._move(events, f"messages_{was}", "messages_in_flight")
+
+    def handed_over(self, events: int, refused: int = 0, was: str = "buffered") -> None:
+        """Count what the producer took of events that were offered; what it refused is where it was."""
         with self._lock:
             counts = self._counts
-            counts["messages_buffered"] -= events
-            counts["messages_in_flight"] += events
             counts["messages_processed"] += events
-            counts["buffer_flushes"] += 1
+            counts["messages_in_flight"] -= refused
+            counts[f"messages_{was}"] += refused
 
     def spooled(self, events: int) -> None:
         """Count events written to disk instead of being handed to the producer."""
         self._move(events, "messages_buffered", "messages_spooled")
-
-    def resumed(self, events: int) -> None:
-        """Count events handed to the producer from disk."""
-        self._move(events, "messages_spooled", "messages_in_flight", also="messages_processed")
 
     def returned(self, events: int, possible_duplicates: int) -> None:
         """Count events that came back from the producer and are on disk, to be sent again."""
@@ -325,11 +325,11 @@ class Telemetry:
         """Log that a file was found damaged and set aside."""
         self._log.error("spool_damaged", set_aside_as=path)
 
-    def lost_on_disk(self, resuming: int, ids: Ids) -> None:
-        """Count what lay in a file that was set aside, these ids of it; `resuming` events were read before."""
+    def lost_on_disk(self, ids: Ids) -> None:
+        """Count what lay in a file that was set aside, these ids of it."""
         self.tell_dropped(ids, "spool_damaged")
         with self._lock:
-            lost = self._counts["messages_spooled"] - resuming
+            lost = self._counts["messages_spooled"]
             self._counts["messages_spooled"] -= lost
             self._counts["messages_dropped"] += lost
             if lost:
@@ -357,12 +357,10 @@ class Telemetry:
         if buffered or in_flight:
             self._error("events_dropped", "stage_failed", count=buffered + in_flight)
 
-    def _move(self, events: int, source: str, target: str, also: str | None = None) -> None:
+    def _move(self, events: int, source: str, target: str) -> None:
         with self._lock:
             self._counts[source] -= events
             self._counts[target] += events
-            if also:
-                self._counts[also] += events
 
     def acknowledged(self, events: Sequence[Event], size: int) -> None:
         """Count events whose records Kafka acknowledged, `size` bytes of values in all."""
@@ -385,7 +383,7 @@ class Telemetry:
             self._counts["mirror_produced"] += copies
 
     def mirror_failed(self, copies: int, reason: str) -> None:
-        """Count copies to the raw topic that are not there."""
+        """Count copies to the raw topic that are not there, and are not sent again."""
         with self._lock:
             self._counts["mirror_failed"] += copies
         self._error("mirror_failed", reason, count=copies)

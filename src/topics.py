@@ -6,6 +6,7 @@ connection pass through as `kafka.errors.KafkaError`; what a broker refuses beco
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kafka.admin import KafkaAdminClient
 
@@ -134,7 +135,8 @@ def create_topics(admin: KafkaAdminClient, topics: Sequence[Topic], *, dry_run: 
         }
         for topic in topics
     }
-    answer = admin.create_topics(asked, validate_only=dry_run, raise_errors=False)
+    with _controller_found(", ".join(asked)):
+        answer = admin.create_topics(asked, validate_only=dry_run, raise_errors=False)
     created = []
     for result in answer["topics"]:
         error = for_code(result["error_code"])
@@ -165,6 +167,14 @@ def fix(admin: KafkaAdminClient, difference: Difference) -> None:
         _raise_partitions(admin, difference.topic)
     else:
         _set_config(admin, difference)
+
+
+@contextmanager
+def _controller_found(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of kafka-python 3.0.12, when the brokers are just choosing another one
+        raise TopicError(f"{name}: {error}") from error
 
 
 def _configs(days: int) -> dict[str, str]:
@@ -226,7 +236,8 @@ def _config_differences(admin: KafkaAdminClient, topic: Topic) -> list[Differenc
 
 
 def _raise_partitions(admin: KafkaAdminClient, topic: Topic) -> None:
-    answer = admin.create_partitions({topic.name: topic.partitions}, raise_errors=False)
+    with _controller_found(topic.name):
+        answer = admin.create_partitions({topic.name: topic.partitions}, raise_errors=False)
     error = for_code(answer.results[0].error_code)
     if error is not NoError and _partition_count(admin, topic) != topic.partitions:
         raise TopicError(f"{topic.name}: {_reason(error, answer.results[0].error_message)}")

@@ -7,12 +7,15 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.errors import NotControllerError
 from kafka.net import KafkaNetSocket
+from kafka.net.manager import KafkaConnectionManager
+from kafka.protocol.admin import CreateTopicsResponse
 
 from sandbox.brokers import BROKERS, Broker
 
@@ -162,6 +165,23 @@ def make_topic(broker: Broker) -> Iterator[MakeTopic]:
     yield make
     if made:
         delete_topics(broker.bootstrap_servers, made)
+
+
+@pytest.fixture
+def no_controller() -> Iterator[pytest.MonkeyPatch]:
+    """Let every broker that is asked to create a topic answer that it is not the controller; until undone."""
+    send = KafkaConnectionManager.send
+
+    async def sent(manager: KafkaConnectionManager, *request: Any, **more: Any) -> Any:
+        answer = await send(manager, *request, **more)
+        if isinstance(answer, CreateTopicsResponse):
+            for topic in answer.topics:
+                topic.error_code = NotControllerError.errno
+        return answer
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(KafkaConnectionManager, "send", sent)
+        yield patched
 
 
 @pytest.fixture

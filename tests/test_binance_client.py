@@ -206,6 +206,24 @@ def test_a_connection_that_is_replaced_subscribes_to_everything_again(
     assert reading.count("reconnect_count") == reading.count("connection_failures") == 2
 
 
+def test_a_connection_that_is_opened_again_passes_for_subscribed_only_when_it_has_asked_anew(
+    exchange: Exchange, connect: Connect
+) -> None:
+    reading = connect(exchange.stream_url)
+    connection = reading.connection
+    eventually(lambda: connection.subscribed)
+    plan, seen = connection._subscriptions.start_over, []
+
+    def noted(now: float) -> None:
+        seen.append(connection.subscribed)
+        plan(now)
+
+    connection._subscriptions.start_over = noted  # type: ignore[method-assign]
+    exchange.cut()
+    eventually(lambda: seen and connection.subscribed)
+    assert seen == [False]
+
+
 LOSSES = [
     pytest.param(lambda exchange: exchange.cut(), "", id="cut"),
     pytest.param(lambda exchange: exchange.close(code=1000), "1000", id="closed 1000"),

@@ -203,6 +203,19 @@ def test_close_frees_a_producer_that_waits_for_room() -> None:
     assert [numbers(batch) for batch in buffer.batches()] == [[1]]
 
 
+def test_whoever_waits_for_room_waits_no_more_once_all_are_let_in() -> None:
+    buffer = Buffer(batch_size=1, batch_timeout=FOREVER, capacity=1)
+    buffer.put(events(1))
+    results: list[bool] = []
+    with running(lambda: results.append(buffer.put(events(2)))):
+        wait_until(lambda: is_waiting(buffer._room))
+        buffer.let_all_in()
+    assert results == [True]
+    assert buffer.put(events(3))
+    buffer.close()
+    assert [numbers(batch) for batch in buffer.batches()] == [[1, 2, 3]]
+
+
 def test_the_capacity_is_never_less_than_a_batch() -> None:
     buffer = Buffer(batch_size=10, batch_timeout=FOREVER, capacity=1)
     with running(lambda: [buffer.put(events(number)) for number in range(10)]):

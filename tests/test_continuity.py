@@ -75,7 +75,7 @@ class Stage:
         """Take out what has gone into the buffer."""
         events = self._buffer._events
         self._buffer._events = []
-        self.telemetry.handed_over(len(events))
+        self.telemetry.offered(len(events))
         self.telemetry.acknowledged(events, 0)
         return [json.loads(event.value) for event in events]
 

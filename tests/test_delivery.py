@@ -230,6 +230,38 @@ def test_a_healthy_kafka_gets_everything_directly_and_the_disk_nothing(by_hand: 
     assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
 
 
+class Hasty(ScriptedKafka):
+    """Acknowledges what it takes before `send` has returned, as a producer's own thread may."""
+
+    rig: Rig
+
+    def send(self, events: list[Event]) -> int:
+        taken = super().send(events)
+        for line in self.lines():
+            self.answer(line)
+            self.rig.assert_accounted_for()
+        return taken
+
+
+def test_what_is_acknowledged_at_once_was_in_flight_before(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(Hasty(records=150, is_open=False))
+    rig.sink.rig = rig
+    rig.accept(1_000)
+    rig.sink.reopen()
+    for _ in range(20):
+        rig.step()
+        rig.assert_accounted_for()
+    assert not rig.delivery.spooling
+    rig.accept(100)
+    rig.assert_accounted_for()
+    rig.accept(200)  # more than it takes
+    rig.assert_accounted_for()
+    drain(rig)
+    assert rig["kafka_produced"] == rig["messages_processed"] == 1_300
+    assert rig["buffer_flushes"] == 3
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made, 0)
+
+
 def test_without_a_producer_everything_goes_to_disk_and_later_to_kafka_in_order(
     by_hand: Callable[..., Rig],
 ) -> None:

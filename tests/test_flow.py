@@ -206,7 +206,7 @@ def test_kinds_add_up_to_the_totals_of_the_same_status() -> None:
     read = EventDecoder(TOPICS).decode([trade(), b"17", trade("ETHUSDT")], READ_MS)
     telemetry.received(read, READ_MS)
     telemetry.flushed(read.events)
-    telemetry.handed_over(2)
+    telemetry.offered(2)
     telemetry.acknowledged(read.events[:1], 100)
     status = telemetry.status()
     assert sum(kind["received"] for kind in status["kinds"]) == 2

@@ -19,20 +19,23 @@ from typing import TYPE_CHECKING
 import kafka.producer.kafka
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
-from kafka.errors import ClusterAuthorizationFailedError
+from kafka.errors import ClusterAuthorizationFailedError, TopicAuthorizationFailedError
 from kafka.partitioner.default import murmur2
 from structlog.testing import capture_logs
 
 from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from src import kafka_producer
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import Decoded, Event, Route
 from src.kafka_batches import BatchAppender
-from src.kafka_producer import KafkaSink, open_producer
+from src.kafka_fates import Fate
+from src.kafka_producer import KafkaSink, MirroredEvent, open_producer
 from src.kafka_public import PublicAppender
 from src.spool import Spool
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Record, Topics, fresh_topics, read_all
+from tests.certificates import Authority
 from tests.service_fixtures import balanced
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from kafka import KafkaProducer
 
     from sandbox.brokers import Broker
+    from src.kafka_fates import Settle
     from src.worker import Worker
 
     MakeRig = Callable[..., "Rig"]
@@ -293,6 +297,54 @@ def test_copies_to_the_raw_topic_are_counted_apart(topics: Topics, make_rig: Mak
     assert apart == by_topic_and_key(others)
 
 
+@kafka_test
+def test_copies_that_come_back_with_their_events_are_there_in_the_end_and_not_counted_as_failed(
+    own_broker: Broker, make_rig: MakeRig
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    impatient = partial(open_producer, request_timeout_ms=500, delivery_timeout_ms=1_000)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_producer=impatient)
+    rig.start()
+    feed = Feed(topics)
+    send_in_chunks(rig, feed, 2_000)
+    rig.wait_for_delivery()
+    own_broker.freeze()
+    send_in_chunks(rig, feed, 2_000)
+    wait_until(lambda: rig.count("producer_break_offs") > 0)
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    rig.close(15.0)
+    rig.assert_settled(produced=4_000)
+    assert rig.count("mirror_failed") == 0
+    assert not rig.telemetry.undelivered()
+    raw = {one.value for one in read_all(topics.bootstrap_servers, topics.raw)}
+    assert raw == {event.value for event in rig.accepted}
+
+
+@kafka_test
+def test_copies_that_are_lost_while_their_events_arrive_are_counted(
+    topics: Topics, make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_copies(producer: KafkaProducer, settle: Settle) -> BatchAppender:
+        def told(events: list[Event], error: BaseException | None, fate: Fate) -> None:
+            copies = [event for event in events if isinstance(event, MirroredEvent)]
+            settle(copies, TopicAuthorizationFailedError(), Fate())
+            settle([event for event in events if event not in copies], error, fate)
+
+        return BatchAppender(producer, told)
+
+    monkeypatch.setattr(kafka_producer, "_LOOK_SECONDS", 0.1)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_appender=without_copies)
+    rig.start()
+    rig.send(Feed(topics).events(300))
+    rig.wait_for_delivery()
+    others = [event for event in rig.accepted if event.route.topic != topics.raw]
+    wait_until(lambda: rig.count("mirror_failed") == len(others))
+    rig.close(15.0)
+    rig.assert_settled(produced=300)
+    assert rig.count("mirror_failed") == len(others)
+
+
 # A broker that does not answer
 
 
@@ -312,6 +364,50 @@ def test_a_frozen_broker_loses_and_doubles_nothing(own_broker: Broker, make_rig:
     rig.wait_for_delivery()
     rig.assert_settled(produced=8_000)
     assert_exactly_delivered(topics, rig.accepted)
+
+
+@kafka_test
+def test_a_certificate_that_does_not_match_its_key_for_a_while_is_named_and_costs_nothing(
+    own_broker: Broker, make_rig: MakeRig, tmp_path: Path
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("client.example")
+    rotated = config(topics, security_protocol="SSL", ssl_certfile=certificate, ssl_keyfile=key)
+    key.write_bytes(authority.issue("other.example")[1].read_bytes())
+    rig = make_rig(config(topics))
+    rig.start()
+    plain, rig.sink._kafka = rig.sink._kafka, rotated
+    own_broker.freeze()  # a stall has it look for what is wrong
+    rig.send(Feed(topics).events(200))
+    with capture_logs() as logs:
+        wait_until(lambda: any(line["event"] == "kafka_unavailable" for line in logs))
+    (line,) = [line for line in logs if line["event"] == "kafka_unavailable"]
+    assert "KAFKA_SSL_KEYFILE" in line["reason"]
+    assert line["check"] == "that file"
+    rig.sink._kafka = plain
+    own_broker.thaw()
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=200)
+    assert rig.sink._connector.alive
+
+
+@kafka_test
+def test_topics_that_no_controller_creates_for_a_while_are_created_later(
+    topics: Topics, make_rig: MakeRig, no_controller: pytest.MonkeyPatch
+) -> None:
+    absent = Topics(*(f"absent-{name}" for name in topics.names), topics.bootstrap_servers)
+    rig = make_rig(config(absent))
+    with capture_logs() as logs:
+        rig.delivery.start()
+        rig.send(Feed(absent).events(200))
+        wait_until(lambda: any(line["event"] == "kafka_unavailable" for line in logs))
+    assert "Failed to find active controller" in next(
+        line["reason"] for line in logs if line["event"] == "kafka_unavailable"
+    )
+    no_controller.undo()
+    rig.wait_for_delivery()
+    rig.assert_settled(produced=200)
 
 
 @kafka_test

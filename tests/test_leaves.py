@@ -13,6 +13,8 @@ import pytest
 
 from src.backoff import Backoff
 from src.deadline import Deadline
+from src.events import Event, Route
+from src.failed_copies import FailedCopies
 from src.memory import limit_arenas
 from src.worker import Worker
 
@@ -192,3 +194,16 @@ def test_many_workers_end_and_each_is_reported_once() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
 def test_glibc_takes_the_bound_on_its_arenas() -> None:
     assert limit_arenas()
+
+
+def test_a_failed_copy_is_lost_only_when_its_event_is_neither_in_flight_nor_comes_back() -> None:
+    route = Route("trade", "trades", b"BTCUSDT", b"", 0, b"")
+    events = [Event(route, b"x", 0, seq) for seq in range(1, 5)]
+    copies = FailedCopies()
+    copies.failed(events, "Refused")
+    copies.returned(events[:1])
+    assert copies.look(events[1:2]) == {}
+    assert copies.look(events[1:3]) == {"Refused": 1}  # the fourth; the third was in flight again
+    copies.returned(events[1:2])
+    assert copies.ended() == {"Refused": 1}
+    assert copies.ended() == {}

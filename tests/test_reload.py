@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from config.shards import shard_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -96,6 +98,26 @@ def test_faulty_settings_are_named_fault_by_fault_and_change_nothing(
     service.send(signal.SIGHUP)
     service.wait_for(lambda: subscriptions(market) == [both("btcusdt")], "changed")
     assert changes(service) == [([], ["ethusdt@trade", "ethusdt@aggTrade"])]
+
+
+def test_streams_that_leave_the_shard_without_one_are_refused_as_at_a_start(
+    market: Exchange, topics: Topics, start_service: StartService, tmp_path: Path
+) -> None:
+    index = shard_of("btcusdt@trade", 2)
+    other = next(name for name in ("ethusdt", "bnbusdt") if shard_of(f"{name}@trade", 2) != index)
+    write(tmp_path, TYPES + f"BINANCE_SYMBOLS=BTCUSDT,{other}\n")
+    service = start_service(market.ws_url, topics, cwd=tmp_path, SHARD_COUNT=2, SHARD_INDEX=index)
+    service.ready()
+    service.wait_for(lambda: subscriptions(market) == [both("btcusdt")], "subscribed")
+    write(tmp_path, TYPES + f"BINANCE_SYMBOLS={other}\nSHARD_COUNT=1\nKAFKA_LINGER_MS=20\n")
+    service.send(signal.SIGHUP)
+    fault = service.logged("settings_refused")["fault"]
+    assert fault.startswith(f"SHARD_COUNT='2': leaves shard {index} without a stream")
+    assert "at most 1 for these streams" in fault
+    assert subscriptions(market) == [both("btcusdt")]
+    assert service.get("/ready")[0] == 200
+    assert not service.events("settings_reread")
+    assert service.stop() == 0
 
 
 def test_all_of_a_market_is_read_when_the_exchange_has_said_what_it_lists(

@@ -294,6 +294,21 @@ def test_kafka_absent_at_start_stops_nothing_and_everything_is_delivered_when_it
     assert_in_order(records_in(topics))
 
 
+def test_a_broker_that_stops_under_way_is_named_with_what_to_look_at(
+    market: Exchange, own_broker: Broker, start_service: StartService
+) -> None:
+    service = start_service(market.ws_url, fresh_topics(own_broker.bootstrap_servers))
+    service.ready()
+    own_broker.stop()
+    line = service.logged("kafka_unavailable")
+    assert line["reason"].startswith("NotConnectedError: ")
+    assert "Unable to bootstrap" not in line["reason"]
+    assert line["check"].startswith("KAFKA_BOOTSTRAP_SERVERS")
+    own_broker.start()
+    service.wait_for(lambda: not service.status()["messages_spooled"], "the spool sent")
+    assert service.stop() == 0
+
+
 def test_a_frozen_broker_neither_stops_reading_nor_loses_anything_when_it_thaws(
     market: Exchange, own_broker: Broker, start_service: StartService
 ) -> None:
@@ -511,6 +526,62 @@ def test_a_stage_that_raises_ends_the_process_with_1_and_the_cause_in_the_log(
     assert "broken on purpose" in failure["exception"]
     assert balanced(service.final)
     assert service.lines[-1]["exit_code"] == 1
+
+
+FULL_BUFFER = """
+import sys, threading
+from src import signals
+signals.block()
+import src.buffer, src.kafka_producer, src.spool
+src.buffer.Buffer.__init__.__defaults__ = (100,)
+full = threading.Event()
+put = src.buffer.Buffer.put
+def noted(buffer, events):
+    if len(buffer) >= buffer.capacity:
+        full.set()
+    return put(buffer, events)
+src.buffer.Buffer.put = noted
+def raises(*arguments):
+    full.wait()
+    raise RuntimeError("broken on purpose")
+def hangs(*arguments, **more):
+    threading.Event().wait()
+{place} = {broken}
+from src.service import serve
+sys.exit(serve())
+"""
+
+
+def test_a_publisher_that_raises_while_the_buffer_is_full_ends_the_process_with_1(
+    market: Exchange, topics: Topics, start_service: StartService
+) -> None:
+    script = FULL_BUFFER.format(place="src.kafka_producer.KafkaSink.send", broken="raises")
+    service = start_service(market.ws_url, topics, command=("-c", script), SHUTDOWN_TIMEOUT_SECONDS=5)
+    assert service.wait() == 1
+    (failure,) = service.events("worker_failed")
+    assert "broken on purpose" in failure["exception"]
+    final = service.final
+    assert final["messages_received"] == sent_by(market)
+    assert final["messages_dropped_by_reason"] == {"stage_failed": final["messages_dropped"]}
+    assert final["messages_dropped"] >= 100
+    assert balanced(final)
+
+
+def test_a_stop_while_the_disk_does_not_answer_and_the_buffer_is_full_ends_in_time(
+    market: Exchange, start_service: StartService
+) -> None:
+    script = FULL_BUFFER.format(place="src.spool.Spool._append", broken="hangs")
+    service = start_service(
+        market.ws_url, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9", command=("-c", script), SHUTDOWN_TIMEOUT_SECONDS=3
+    )
+    service.logged("service_started")
+    service.wait_for(lambda: service.status()["messages_buffered"] >= 200, "the buffer full")
+    assert service.stop() == 1
+    final = service.final
+    assert final["messages_received"] == sent_by(market) == final["messages_dropped"]
+    assert final["messages_buffered"] == final["messages_in_flight"] == 0
+    assert balanced(final)
+    assert service.events("spool_failing")
 
 
 @pytest.mark.parametrize(

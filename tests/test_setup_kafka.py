@@ -275,6 +275,17 @@ def test_the_service_can_create_what_is_missing(names: Names, admin: KafkaAdminC
     assert create_topics(admin, wanted) == []
 
 
+def test_a_controller_that_is_none_any_more_is_an_error_that_names_the_topic(
+    names: Names,
+    admin: KafkaAdminClient,
+    no_controller: pytest.MonkeyPatch,  # noqa: ARG001
+) -> None:
+    config = KafkaConfig(topic_raw_events=names.raw, topic_trades=names.raw, topic_depth=names.raw)
+    wanted, *_ = wanted_topics(config)
+    with pytest.raises(TopicError, match=f"{names.raw}: Failed to find active controller"):
+        create_topics(admin, [wanted])
+
+
 def test_a_refused_topic_is_an_error_that_names_it(names: Names, admin: KafkaAdminClient) -> None:
     config = KafkaConfig(topic_raw_events=names.raw, topic_trades=names.raw, topic_depth=names.raw)
     wanted, *_ = wanted_topics(config.model_copy(update={"replication_factor": 9}))

@@ -252,6 +252,39 @@ def test_what_is_damaged_there_stays_as_a_dead_letter_and_the_rest_is_taken_over
         assert [letter.reason for letter in gone.dead_letters()] == ["ChecksumMismatch"]
 
 
+def on_disk(folder: Path) -> int:
+    """Count the events of a spool that another process may be working on."""
+    with closing(sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True)) as database:
+        ((count,),) = database.execute("SELECT events FROM totals")
+        return int(count)
+
+
+def test_a_stop_while_much_is_taken_over_is_obeyed_and_the_next_start_goes_on(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    much = 300_000
+    gone = tmp_path / "shard-1"
+    with closing(Spool(SpoolConfig(path=gone, min_free_bytes=0))) as spool:
+        for start in range(1, much, 10_000):
+            spool.append([Event(ROUTE, b"left", 1, number) for number in range(start, start + 10_000)])
+    settings = {"SPOOL_PATH": tmp_path, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", "SHUTDOWN_TIMEOUT_SECONDS": 3}
+    stopped = start_service("ws://127.0.0.1:9", **settings)
+    stopped.wait_for(lambda: on_disk(gone) < much, "some of it taken over")
+    assert stopped.stop() == 1
+    assert on_disk(tmp_path) + on_disk(gone) == much
+    assert on_disk(gone) > 0
+    assert (
+        stopped.final["messages_spooled"]
+        == on_disk(tmp_path)
+        == stopped.events("spool_left_behind")[0]["taken_over"]
+    )
+    after = start_service("ws://127.0.0.1:9", **settings)
+    after.logged("service_started")
+    assert after.stop() == 1
+    assert after.final["messages_spooled"] == on_disk(tmp_path) == much
+    assert on_disk(gone) == 0
+
+
 @pytest.mark.kafka
 def test_what_one_instance_has_left_is_delivered_by_the_first_of_two(
     market: Exchange, topics: Topics, start_service: StartService, tmp_path: Path

@@ -103,6 +103,17 @@ def test_events_of_topics_that_are_not_in_the_settings_any_more_go_to_those_in_t
     assert spool.redirect(Topics("trades", "depth", "raw")) == 0
 
 
+def test_a_stop_while_much_is_redirected_leaves_all_of_it_as_it_was_and_the_next_start_does_it(
+    spool: Spool,
+) -> None:
+    old = Route("trade", "old-trades", b"BTCUSDT", b"", 0, b"")
+    for start in range(1, 50_000, 10_000):
+        spool.append([Event(old, b"x", 1, number) for number in range(start, start + 10_000)])
+    assert spool.redirect(Topics("trades", "depth", "raw"), lambda: True) == 0
+    assert spool.redirect(Topics("trades", "depth", "raw")) == 50_000
+    assert {each.route.topic for each in everything(spool)} == {"trades"}
+
+
 def test_events_that_are_there_already_stay_and_count_once(spool: Spool) -> None:
     spool.append(events(1, 10))
     spool.append(events(5, 15))
