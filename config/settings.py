@@ -33,6 +33,14 @@ _SHOWN = 200  # characters of a wrong value
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _WINDOW = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
 _SHORTEST_WINDOW = 600  # seconds
+_LIVE_HOSTS = frozenset(
+    (
+        *("stream.binance.com", "data-stream.binance.vision"),
+        *("api.binance.com", "api-gcp.binance.com", "data-api.binance.vision"),
+        *(f"api{number}.binance.com" for number in range(1, 5)),
+    )
+)
+"""Where Binance's live market is, by its documentation; its testnet and its demo mode are elsewhere."""
 _ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
@@ -130,7 +138,18 @@ class BinanceConfig(_Section):
     @classmethod
     def _check_rest_base_url(cls, url: str) -> str:
         _checked_url(url, ("http", "https"))
-        return url.rstrip("/")
+        url = url.rstrip("/")
+        for ending in ("/api", "/api/v3"):
+            if url.endswith(ending):
+                base = url.removesuffix(ending)
+                raise ValueError(f"must not end in {ending}: write {base}; the service appends /api/v3 itself")
+        return url
+
+    @property
+    def half_live(self) -> bool:
+        """Whether only one of the two addresses is the live exchange's: REST would then tell of another market."""
+        hosts = (urlsplit(url).hostname for url in (self.ws_base_url, self.rest_base_url))
+        return sum(host in _LIVE_HOSTS for host in hosts) == 1
 
     @property
     def needs_listing(self) -> bool:

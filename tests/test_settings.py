@@ -151,6 +151,7 @@ PARSED = [
         "wss://data-stream.binance.vision/stream/",
     ),
     ("BINANCE_REST_BASE_URL", "https://data-api.binance.vision/", "https://data-api.binance.vision"),
+    ("BINANCE_REST_BASE_URL", "http://proxy/api/binance", "http://proxy/api/binance"),
     ("KAFKA_BOOTSTRAP_SERVERS", " a:1 , b-c.d_e:65535,[::1]:9092", ("a:1", "b-c.d_e:65535", "[::1]:9092")),
     ("KAFKA_BOOTSTRAP_SERVERS", '["a:1","b:2"]', ("a:1", "b:2")),
     ("KAFKA_TOPIC_DEPTH", "a.B_c-9", "a.B_c-9"),
@@ -321,6 +322,28 @@ def test_any_base_url_leads_to_the_combined_endpoint(ending: str, monkeypatch: p
     assert load_settings().binance.combined_url() == "wss://stream.binance.com:9443/stream"
 
 
+@pytest.mark.parametrize(
+    ("ws_base_url", "rest_base_url", "half_live"),
+    [
+        ("wss://stream.binance.com:9443/ws", "https://api.binance.com", False),
+        ("wss://data-stream.binance.vision/stream", "https://api.binance.com", False),
+        ("wss://stream.binance.com:443", "https://data-api.binance.vision", False),
+        ("wss://STREAM.binance.com:9443/ws", "https://api3.binance.com", False),
+        ("wss://stream.testnet.binance.vision/ws", "https://testnet.binance.vision", False),
+        ("ws://127.0.0.1:9443/ws", "http://127.0.0.1:9443", False),
+        ("ws://127.0.0.1:9443/ws", "https://api.binance.com", True),
+        ("wss://stream.testnet.binance.vision/ws", "https://api.binance.com", True),
+        ("wss://stream.binance.com:9443/ws", "https://testnet.binance.vision", True),
+    ],
+)
+def test_two_addresses_of_which_one_is_the_live_exchange_are_noticed(
+    ws_base_url: str, rest_base_url: str, *, half_live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BINANCE_WS_BASE_URL", ws_base_url)
+    monkeypatch.setenv("BINANCE_REST_BASE_URL", rest_base_url)
+    assert load_settings().binance.half_live is half_live
+
+
 # What is refused
 
 NUMBERS = "must be a whole number greater than 0"
@@ -353,6 +376,8 @@ WRONG = [
     ("BINANCE_WS_BASE_URL", "wss://host/stream?streams=btcusdt@trade", "without user, query or fragment"),
     ("BINANCE_REST_BASE_URL", "ftp://host", "http://host[:port] or https://host[:port]"),
     ("BINANCE_REST_BASE_URL", "https://host#x", "without user, query or fragment"),
+    ("BINANCE_REST_BASE_URL", "https://testnet.binance.vision/api", "write https://testnet.binance.vision; "),
+    ("BINANCE_REST_BASE_URL", "https://api.binance.com/api/v3/", "must not end in /api/v3: "),
     (
         "KAFKA_BOOTSTRAP_SERVERS",
         "localhost",
