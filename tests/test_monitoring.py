@@ -389,6 +389,23 @@ def test_a_wrong_command_line_ends_with_2(option: list[str], capsys: pytest.Capt
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--since", "24h"], "--since: only with --completeness"),
+        (["--since", "24h", "--json"], "--since: only with --completeness"),
+        (["--completeness", "--url", "http://h:1"], "--url: not with --completeness"),
+        (["--completeness", "--interval", "2", "--once"], "--interval, --once: not with --completeness"),
+    ],
+)
+def test_what_cannot_be_asked_for_together_is_refused(
+    options: list[str], fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        monitoring.main(options)
+    assert capsys.readouterr().err.endswith(f"error: {fault}\n")
+
+
 def test_a_wrong_configuration_is_one_line_a_fault_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -550,7 +550,9 @@ def test_addresses_of_two_markets_are_warned_about_and_named(
     assert "BINANCE_REST_BASE_URL" in warning["fix"]
     assert mixed.logged("service_started")["rest_url"] == live
     alike = start_service(quiet.ws_url, topics)
-    assert alike.logged("service_started")["rest_url"] == quiet.ws_url.replace("ws://", "http://").removesuffix("/ws")
+    assert alike.logged("service_started")["rest_url"] == quiet.ws_url.replace("ws://", "http://").removesuffix(
+        "/ws"
+    )
     assert not alike.events("addresses_of_two_markets")
     mixed.ready()
     alike.ready()
