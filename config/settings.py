@@ -604,21 +604,30 @@ def changed_variables(before: Settings, after: Settings) -> list[str]:
 
 
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
-    """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
+    """Find set variables that carry one of our prefixes but no known name, each with the nearest known one.
+
+    Others use some of the prefixes as well; with these only what looks like one of ours is meant for us.
+    """
     known = known_variables()
     prefixes = (
         *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_", "SHARD_"),
         *("CHECKPOINT_", "RESUME_"),
     )
+    of_others_too = ("LOG_", "METRICS_", "SHUTDOWN_")
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [
         name
         for name in sorted(_given(env_file))
-        if name.startswith(prefixes) and name not in known and not injected.search(name)
+        if name.startswith((*prefixes, *of_others_too)) and name not in known and not injected.search(name)
     ]
-    nearest = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.6) for name in unknown}
-    return {name: near[0] if near else None for name, near in nearest.items()}
+    nearest: dict[str, str | None] = {}
+    for name in unknown:
+        shared = name.startswith(of_others_too)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75 if shared else 0.6)
+        if near or not shared:
+            nearest[name] = near[0] if near else None
+    return nearest
 
 
 def _check_env_file(env_file: str | None) -> None:

@@ -623,6 +623,8 @@ def test_unknown_variables_are_named_with_the_nearest_known_one(monkeypatch: pyt
         "binance_stream_type",
     ):
         monkeypatch.setenv(name, "1")
+    for name in ("LOG_LEVELS", "LOG_FMT", "METRICS_INTERVAL", "SHUTDOWN_TIMEOUT_SECS"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SYMBOLS", "1")
     monkeypatch.setenv("KAFKA_PARTITONS", "")
     assert unknown_variables() == {
@@ -631,8 +633,27 @@ def test_unknown_variables_are_named_with_the_nearest_known_one(monkeypatch: pyt
         "CONNECTION_MAX_RETRY": "CONNECTION_MAX_RETRIES",
         "KAFKA_BOOTSTRAP_SERVER": "KAFKA_BOOTSTRAP_SERVERS",
         "KAFKA_XYZZY": None,
+        "LOG_FMT": "LOG_FORMAT",
+        "LOG_LEVELS": "LOG_LEVEL",
+        "METRICS_INTERVAL": "METRICS_INTERVAL_SECONDS",
         "MONITORING_PROT": "MONITORING_PORT",
+        "SHUTDOWN_TIMEOUT_SECS": "SHUTDOWN_TIMEOUT_SECONDS",
     }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("METRICS_SERVER_SERVICE_HOST", "METRICS_SERVER_SERVICE_PORT_HTTPS", "METRICS_PORT_8000_TCP"),
+        *("METRICS_PORT_8000_TCP_ADDR", "LOG_AGENT_PORT", "LOG_GROUP", "LOG_STREAM_NAME", "LOG_DIR"),
+        *("METRICS_ENABLED", "SHUTDOWN_HOOK"),
+    ],
+)
+def test_what_others_set_under_a_prefix_that_is_not_ours_alone_is_not_unknown(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
+    assert unknown_variables() == {}
 
 
 def test_what_kubernetes_sets_for_a_service_named_kafka_is_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
