@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+PROGRAMS = ("main.py", "monitoring.py", "setup_kafka.py", "consumer_example.py", "dead_letters.py")
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT = """
 import pathlib, runpy, signal, sys
@@ -53,3 +55,16 @@ def test_where_signals_cannot_be_waited_for_it_says_so(program: str, lacking: li
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert "runs on Linux; on macOS and Windows" in line
+
+
+def test_no_test_runs_a_program_in_the_folder_where_the_users_env_file_is() -> None:
+    found = []
+    for path in (ROOT / "tests").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            folders = [each.value for each in getattr(call, "keywords", ()) if each.arg == "cwd"]
+            in_root = any(
+                isinstance(folder, ast.Name) and folder.id in ("ROOT", "REPOSITORY") for folder in folders
+            )
+            if in_root and any(program in ast.unparse(call) for program in PROGRAMS):
+                found.append(f"{path.name}: {ast.unparse(call)}")
+    assert found == []

@@ -134,8 +134,8 @@ def run(place: Place, *arguments: str, **more: str) -> Ran:
         "SPOOL_PATH": str(place.folder),
     }
     done = subprocess.run(
-        [sys.executable, "dead_letters.py", *arguments],
-        cwd=ROOT,
+        [sys.executable, str(ROOT / "dead_letters.py"), *arguments],
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=plain | environment | more,
         capture_output=True,
         text=True,

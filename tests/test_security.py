@@ -297,7 +297,7 @@ def run(program: str, settings: Variables, *arguments: str) -> subprocess.Comple
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
     return subprocess.run(
         [sys.executable, ROOT / program, *arguments],
-        cwd=ROOT,
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=inherited | settings,
         capture_output=True,
         text=True,
