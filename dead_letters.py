@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
     from kafka import KafkaConsumer, TopicPartition
-    from kafka.errors import KafkaError, KafkaTimeoutError
+    from kafka.errors import KafkaError
     from kafka.structs import OffsetAndMetadata
 
+    from src.kafka_causes import NotConnectedError, causes_named
     from src.kafka_producer import open_producer
 
 from config.settings import SettingsError, load_settings
@@ -125,13 +126,14 @@ class Topic:
 
     def __init__(self, config: KafkaConfig, wait: float) -> None:
         self._name = config.topic_dead_letters
-        self._consumer = KafkaConsumer(
-            **config.client_options(),
-            group_id=f"{self._name}-resend",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            bootstrap_timeout_ms=math.ceil(max(wait, 1.0) * 1000),
-        )
+        with causes_named():
+            self._consumer = KafkaConsumer(
+                **config.client_options(),
+                group_id=f"{self._name}-resend",
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                bootstrap_timeout_ms=_patience_ms(wait),
+            )
         numbers = self._consumer.partitions_for_topic(self._name) or ()
         self._parts = [TopicPartition(self._name, number) for number in sorted(numbers)]
         self._resent: dict[TopicPartition, set[int]] = {}
@@ -185,6 +187,10 @@ class Topic:
     def close(self) -> None:
         """Leave Kafka."""
         self._consumer.close(autocommit=False)
+
+
+def _patience_ms(wait: float) -> int:
+    return math.ceil(max(wait, 1.0) * 1000)
 
 
 def _packed(offsets: set[int]) -> str:
@@ -264,9 +270,10 @@ def _work_on(
             for letter in letters:
                 _show(letter, as_json=asked.json)
             return True
-        return _resend(place, list(letters), kafka, as_json=asked.json)
-    except KafkaTimeoutError:
-        _complain(f"no Kafka broker answered at {','.join(kafka.bootstrap_servers)} within {asked.wait:g} s")
+        return _resend(place, list(letters), kafka, asked)
+    except NotConnectedError as error:
+        servers = ",".join(kafka.bootstrap_servers)
+        _complain(f"no connection to Kafka at {servers}: {error}; check {error.check}")
     except KeyboardInterrupt:
         _complain("stopped before the end; run it again to finish")
     except (_Trouble, SpoolFailed, KafkaError, OSError, ValueError) as error:
@@ -274,10 +281,11 @@ def _work_on(
     return False
 
 
-def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, *, as_json: bool) -> bool:
+def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, asked: argparse.Namespace) -> bool:
     sent = 0
     if letters:
-        producer = open_producer(kafka)
+        with causes_named():
+            producer = open_producer(kafka, bootstrap_timeout_ms=_patience_ms(asked.wait))
         try:
             for start in range(0, len(letters), _AT_ONCE):
                 taken = _sent(producer, letters[start : start + _AT_ONCE])
@@ -285,7 +293,7 @@ def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, *, 
                 sent += len(taken)
         finally:
             producer.close(timeout=5.0)
-    if as_json:
+    if asked.json:
         print(json.dumps({"place": place.name, "resent": sent, "left": len(letters) - sent}))
     else:
         print(f"{place.name}: {sent} sent again, {len(letters) - sent} left")

@@ -2,7 +2,7 @@
 
 Exit codes: 0 stopped on request, or ready with --once and --json; 1 with these two when the service is not
 ready or not reachable; with --completeness 0 when nothing is missing, 1 when something is, or Kafka does not
-answer; 2 the configuration or the command line is wrong.
+answer; 2 the configuration or the command line is wrong, or the live view is not to be had on this system.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _WIDE = 200
+_NOT_HERE = (
+    "monitoring: the live view runs on Linux; on macOS and Windows take --once or --json, or run it in the "
+    "container, in WSL 2 or in a Linux machine\n"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,6 +122,9 @@ def _drawable(console: Console) -> bool:
 
 def _watch(url: str, interval: float) -> int:
     """Show a reading every `interval` seconds until SIGINT or SIGTERM."""
+    if not hasattr(signal, "sigtimedwait"):
+        sys.stderr.write(_NOT_HERE)
+        return 2
     console, history = Console(), History()
 
     def screen() -> Screen:
@@ -222,7 +229,18 @@ def _command_line(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="between two readings (default: 1)",
     )
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    if fault := _contradiction(asked, parser):
+        parser.error(fault)
+    return asked
+
+
+def _contradiction(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Return what cannot be asked for together, empty when all can."""
+    if not asked.completeness:
+        return "--since: only with --completeness" if asked.since is not None else ""
+    others = [name for name in ("url", "interval", "once") if getattr(asked, name) != parser.get_default(name)]
+    return f"{', '.join(f'--{name}' for name in others)}: not with --completeness" if others else ""
 
 
 def _url(text: str) -> str:

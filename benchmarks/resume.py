@@ -113,8 +113,8 @@ def _started(kafka: KafkaConfig, symbols: int, folder: Path) -> tuple[dict[str, 
         "MONITORING_PORT": "0",
     }
     begun = time.monotonic()
-    command = [sys.executable, "main.py"]
-    with subprocess.Popen(command, cwd=_REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, str(_REPOSITORY / "main.py")]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             lines = (json.loads(line) for line in process.stdout)

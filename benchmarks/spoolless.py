@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from src import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from src.deadline import Deadline
     from src.events import Event
     from src.kafka_fates import Fate
     from src.kafka_producer import KafkaSink
+    from src.lost import Lost
     from src.spool import Spool
     from src.telemetry import Telemetry
     from src.worker import Worker
@@ -40,6 +41,7 @@ class Straight:
         refetchable: str,  # noqa: ARG002
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],  # noqa: ARG002
+        lost: Lost | None = None,  # noqa: ARG002
     ) -> None:
         self._sink = sink
         self._spool = spool
@@ -68,6 +70,9 @@ class Straight:
         """Do nothing: there is no disk to send from."""
 
     def release(self) -> None:
+        """Do nothing."""
+
+    def was_left(self, events: Sequence[Event]) -> None:
         """Do nothing."""
 
     def settled_up_to(self) -> int:

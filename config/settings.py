@@ -33,6 +33,14 @@ _SHOWN = 200  # characters of a wrong value
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _WINDOW = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
 _SHORTEST_WINDOW = 600  # seconds
+_LIVE_HOSTS = frozenset(
+    (
+        *("stream.binance.com", "data-stream.binance.vision"),
+        *("api.binance.com", "api-gcp.binance.com", "data-api.binance.vision"),
+        *(f"api{number}.binance.com" for number in range(1, 5)),
+    )
+)
+"""Where Binance's live market is, by its documentation; its testnet and its demo mode are elsewhere."""
 _ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
@@ -130,7 +138,18 @@ class BinanceConfig(_Section):
     @classmethod
     def _check_rest_base_url(cls, url: str) -> str:
         _checked_url(url, ("http", "https"))
-        return url.rstrip("/")
+        url = url.rstrip("/")
+        for ending in ("/api", "/api/v3"):
+            if url.endswith(ending):
+                base = url.removesuffix(ending)
+                raise ValueError(f"must not end in {ending}: write {base}; the service appends /api/v3 itself")
+        return url
+
+    @property
+    def half_live(self) -> bool:
+        """Whether only one of the two addresses is the live exchange's: REST would then tell of another market."""
+        hosts = (urlsplit(url).hostname for url in (self.ws_base_url, self.rest_base_url))
+        return sum(host in _LIVE_HOSTS for host in hosts) == 1
 
     @property
     def needs_listing(self) -> bool:
@@ -585,21 +604,30 @@ def changed_variables(before: Settings, after: Settings) -> list[str]:
 
 
 def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
-    """Find set variables that carry one of our prefixes but no known name, each with the nearest known one."""
+    """Find set variables that carry one of our prefixes but no known name, each with the nearest known one.
+
+    Others use some of the prefixes as well; with these only what looks like one of ours is meant for us.
+    """
     known = known_variables()
     prefixes = (
         *("BACKFILL_", "BINANCE_", "KAFKA_", "CONNECTION_", "DELIVERY_", "MONITORING_", "SPOOL_", "SHARD_"),
         *("CHECKPOINT_", "RESUME_"),
     )
+    of_others_too = ("LOG_", "METRICS_", "SHUTDOWN_")
     # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
     injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
     unknown = [
         name
         for name in sorted(_given(env_file))
-        if name.startswith(prefixes) and name not in known and not injected.search(name)
+        if name.startswith((*prefixes, *of_others_too)) and name not in known and not injected.search(name)
     ]
-    nearest = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.6) for name in unknown}
-    return {name: near[0] if near else None for name, near in nearest.items()}
+    nearest: dict[str, str | None] = {}
+    for name in unknown:
+        shared = name.startswith(of_others_too)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75 if shared else 0.6)
+        if near or not shared:
+            nearest[name] = near[0] if near else None
+    return nearest
 
 
 def _check_env_file(env_file: str | None) -> None:

@@ -124,7 +124,7 @@ class Service:
             **(variables or {}),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "main.py"], cwd=_ROOT, env=os.environ | environment, stdout=self._log
+            [sys.executable, str(_ROOT / "main.py")], cwd=folder, env=os.environ | environment, stdout=self._log
         )
 
     def metrics(self) -> dict[str, Any]:

@@ -25,19 +25,32 @@ from typing import IO, Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12, imported on 3.11
     from kafka.admin import KafkaAdminClient
+    from kafka.errors import KafkaError
 
-from config.settings import KafkaConfig, SettingsError, load_settings
+from config.settings import BinanceConfig, KafkaConfig, SettingsError, load_settings
 from sandbox.brokers import BrokerError, EmbeddedBroker, free_port
 from sandbox.near import ask
 from src import topics
+from src.commands import one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "demo"
 KEPT_MINUTES = 5
 """The embedded broker holds all records in memory and writes them to one file, so it keeps few."""
+_ANSWER_MS = 5_000
 _START_SECONDS = 20.0
 _READY_SECONDS = 10.0
 _STOP_SECONDS = 40.0
+_OF_THE_DEMO = {
+    "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",  # with it no login, certificate or key of a `.env` is used
+    "KAFKA_REPLICATION_FACTOR": "1",
+    "SHARD_COUNT": "1",
+    "SHARD_INDEX": "0",
+    "MONITORING_HOST": "127.0.0.1",
+    "LOG_FORMAT": "json",  # the last lines are read from it
+    "LOG_LEVEL": "INFO",
+}
+"""What the demo decides, whatever the user's `.env` says of a Kafka of his own."""
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -54,8 +67,7 @@ class Part:
         self.name = name
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
             stdout=output or subprocess.PIPE,
             start_new_session=True,
         )
@@ -107,7 +119,8 @@ def _interrupt(*_: object) -> None:
 
 
 def _demo(stack: ExitStack, arguments: argparse.Namespace) -> int:
-    settings = load_settings().kafka
+    os.environ.update(_OF_THE_DEMO)  # for the settings here as for those of the parts
+    settings = load_settings()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     _say("starting the embedded broker")
@@ -115,14 +128,11 @@ def _demo(stack: ExitStack, arguments: argparse.Namespace) -> int:
     stack.callback(shutil.rmtree, broker.folder, ignore_errors=True)
     environment = {
         "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
-        "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
         "MONITORING_PORT": str(free_port()),
         "SPOOL_PATH": str(broker.folder / "spool"),
-        "LOG_FORMAT": "json",  # the last lines are read from it
-        "LOG_LEVEL": "INFO",
     }
-    _create_topics(settings.model_copy(update={"bootstrap_servers": (broker.bootstrap_servers,)}))
-    exchange = None if arguments.live else _start_exchange(stack, arguments.rate, environment)
+    _create_topics(settings.kafka.model_copy(update={"bootstrap_servers": (broker.bootstrap_servers,)}))
+    exchange = None if arguments.live else _start_exchange(stack, arguments.rate, settings.binance, environment)
     log = folder / "service.log"
     service = _start_service(stack, environment, log)
     _say(f"broker    {broker.bootstrap_servers} (keeps the last {KEPT_MINUTES} minutes)")
@@ -130,7 +140,8 @@ def _demo(stack: ExitStack, arguments: argparse.Namespace) -> int:
     _say(f"service   log in {log}, metrics on {_monitoring(environment)}/metrics")
     _say(f"          live: .venv/bin/python monitoring.py --url {_monitoring(environment)} in another terminal")
     _say("what arrives in Kafka follows; Ctrl+C ends all of it\n")
-    view = Part("the consumer", ["consumer_example.py", "--from-beginning"], environment, sys.stdout.buffer)
+    command = [str(ROOT / "consumer_example.py"), "--from-beginning"]
+    view = Part("the consumer", command, environment, sys.stdout.buffer)
     stack.callback(view.stop)
     _watch([service, view], arguments.seconds, f"{_monitoring(environment)}/ready")
     return _end(service, view, exchange, log)
@@ -139,26 +150,34 @@ def _demo(stack: ExitStack, arguments: argparse.Namespace) -> int:
 def _create_topics(config: KafkaConfig) -> None:
     retention = {"retention.ms": str(KEPT_MINUTES * 60_000)}
     wanted = [replace(topic, configs={**topic.configs, **retention}) for topic in topics.wanted_topics(config)]
-    admin = KafkaAdminClient(**config.client_options())
     try:
-        topics.create_topics(admin, wanted)
-    finally:
-        admin.close()
+        with KafkaAdminClient(**config.client_options(), bootstrap_timeout_ms=_ANSWER_MS) as admin:
+            topics.create_topics(admin, wanted)
+    except (KafkaError, topics.TopicError) as error:
+        raise DemoError(f"the topics were not created: {one_line(error)}") from error
 
 
-def _start_exchange(stack: ExitStack, rate: float, environment: dict[str, str]) -> str:
+def _start_exchange(stack: ExitStack, rate: float, wanted: BinanceConfig, environment: dict[str, str]) -> str:
     """Start the simulated exchange, point the service at it, and return the address of its record."""
     _say("starting the simulated exchange")
-    exchange = Part("the exchange", ["-m", "sandbox.exchange", "--port", "0", "--rate", str(rate)], {}, None)
+    command = ["-m", "sandbox.exchange", "--port", "0", "--rate", str(rate), *_symbols(wanted)]
+    exchange = Part("the exchange", command, {}, None)
     stack.callback(exchange.stop)
     started = exchange.first_line()
     environment |= {"BINANCE_WS_BASE_URL": started["ws"], "BINANCE_REST_BASE_URL": started["rest"]}
     return str(started["control"])
 
 
+def _symbols(wanted: BinanceConfig) -> list[str]:
+    """Return the option for the symbols that the service reads; empty where the exchange's own will do."""
+    streams = () if wanted.needs_listing else wanted.named_streams()
+    symbols = dict.fromkeys(stream.split("@")[0].upper() for stream in streams if not stream.startswith("!"))
+    return ["--symbols", ",".join(symbols)] if symbols else []
+
+
 def _start_service(stack: ExitStack, environment: dict[str, str], log: Path) -> Part:
     _say("starting the service")
-    service = Part("the service", ["main.py"], environment, stack.enter_context(log.open("wb")))
+    service = Part("the service", [str(ROOT / "main.py")], environment, stack.enter_context(log.open("wb")))
     stack.callback(service.stop)
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(f"{_monitoring(environment)}/health"):

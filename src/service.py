@@ -59,6 +59,7 @@ _LOOK_SECONDS = 0.02
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from config.settings import BinanceConfig
     from src.worker import Worker
 
 
@@ -132,6 +133,7 @@ class Service:
             shard_index=self._settings.shard.index,
             shard_count=self._settings.shard.count,
             url=self._settings.binance.combined_url(),
+            rest_url=self._settings.binance.rest_base_url,
             kafka=self._settings.kafka.bootstrap_servers,
             monitoring_port=self._endpoints.port if self._endpoints else None,
         )
@@ -332,6 +334,7 @@ def serve() -> int:
     limit_arenas()
     configure_logging(settings.logging.level, settings.logging.format)
     _warn_of_unknown_variables()
+    _warn_of_two_markets(settings.binance)
     exit_code = Service(settings, spool).run()
     end_logging()
     return exit_code
@@ -340,3 +343,13 @@ def serve() -> int:
 def _warn_of_unknown_variables() -> None:
     for variable, nearest in unknown_variables().items():
         get_logger("settings").warning("unknown_variable", variable=variable, nearest=nearest)
+
+
+def _warn_of_two_markets(binance: BinanceConfig) -> None:
+    if binance.half_live:
+        get_logger("settings").warning(
+            "addresses_of_two_markets",
+            ws_base_url=binance.ws_base_url,
+            rest_base_url=binance.rest_base_url,
+            fix="set BINANCE_WS_BASE_URL and BINANCE_REST_BASE_URL to the same exchange",
+        )

@@ -48,6 +48,7 @@ class ServiceProcess:
             cwd=cwd,
             env=plain
             | {
+                "PYTHONPATH": str(REPOSITORY),
                 "MONITORING_PORT": str(self.port),
                 "METRICS_INTERVAL_SECONDS": "0.5",
                 "SPOOL_PATH": str(folder / f"spool-{self.port}"),
@@ -163,7 +164,10 @@ def balanced(metrics: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[StartService]:
-    """Start `start_service(exchange.ws_url, topics, **variables)`; whatever still runs afterwards is killed."""
+    """Start `start_service(exchange.ws_url, topics, **variables)`; whatever still runs afterwards is killed.
+
+    In a folder of the test, where no `.env` of the user is.
+    """
     started: list[ServiceProcess] = []
 
     def start(
@@ -171,7 +175,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
         topics: Topics | None = None,
         /,
         command: tuple[str, ...] = (str(REPOSITORY / "main.py"),),
-        cwd: Path = REPOSITORY,
+        cwd: Path | None = None,
         **variables: object,
     ) -> ServiceProcess:
         environment = dict(topics.environment) if topics else {}
@@ -179,7 +183,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
             environment["BINANCE_WS_BASE_URL"] = ws_url
             environment["BINANCE_REST_BASE_URL"] = ws_url.replace("ws://", "http://", 1).removesuffix("/ws")
         environment |= {name: str(value) for name, value in variables.items()}
-        started.append(ServiceProcess(tmp_path, environment, list(command), cwd))
+        started.append(ServiceProcess(tmp_path, environment, list(command), cwd or tmp_path))
         return started[-1]
 
     yield start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -64,6 +65,7 @@ HEADER = 126
 def test_the_stage_without_a_spool_stands_in_for_the_one_with_it() -> None:
     verbs = [{name for name in vars(stage) if name[0] != "_"} for stage in (Delivery, Straight)]
     assert verbs[0] == verbs[1]
+    assert inspect.signature(Delivery).parameters.keys() == inspect.signature(Straight).parameters.keys()
 
 
 def payloads(block: bytes) -> list[bytes]:

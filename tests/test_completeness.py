@@ -314,8 +314,8 @@ class Ran(NamedTuple):
 def run(servers: str, topic: str, *arguments: str) -> Ran:
     plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     done = subprocess.run(
-        [sys.executable, "monitoring.py", "--completeness", *arguments],
-        cwd=ROOT,
+        [sys.executable, str(ROOT / "monitoring.py"), "--completeness", *arguments],
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=plain | {"KAFKA_BOOTSTRAP_SERVERS": servers, "KAFKA_TOPIC_GAPS": topic},
         capture_output=True,
         text=True,

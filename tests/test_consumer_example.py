@@ -73,7 +73,7 @@ def started(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
     process = subprocess.Popen(
         [sys.executable, ROOT / "consumer_example.py", *arguments],
-        cwd=ROOT,
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=inherited | topics.environment | {"FORCE_COLOR": "1"} | more,
         stdout=stdout,
         stderr=subprocess.PIPE,

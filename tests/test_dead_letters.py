@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -133,8 +134,8 @@ def run(place: Place, *arguments: str, **more: str) -> Ran:
         "SPOOL_PATH": str(place.folder),
     }
     done = subprocess.run(
-        [sys.executable, "dead_letters.py", *arguments],
-        cwd=ROOT,
+        [sys.executable, str(ROOT / "dead_letters.py"), *arguments],
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=plain | environment | more,
         capture_output=True,
         text=True,
@@ -292,8 +293,23 @@ def test_the_tables_of_all_shards_are_listed_and_sent_again(place: Place) -> Non
 def test_no_broker_is_one_clear_line(place: Place) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     ran = run(place, "list", "--wait", "1", KAFKA_BOOTSTRAP_SERVERS=nowhere)
-    assert ran == (1, "", f"dead_letters: no Kafka broker answered at {nowhere} within 1 s\n")
+    said = f"dead_letters: no connection to Kafka at {nowhere}: connection refused; check KAFKA_BOOTSTRAP"
+    assert (ran.exit_code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
+    assert ran.err.startswith(said)
     assert not place.folder.exists(), "looking makes no spool"
+
+
+def test_sending_again_waits_for_a_broker_as_long_as_it_is_told(place: Place) -> None:
+    spool = place.spool()
+    spool.bury([trade(place, b"1")], "PolicyViolationError", "no")
+    spool.close()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        started = time.monotonic()
+        nowhere = f"127.0.0.1:{deaf.getsockname()[1]}"
+        ran = run(place, "resend", "--place", "table", "--wait", "7", KAFKA_BOOTSTRAP_SERVERS=nowhere)
+    assert time.monotonic() - started >= 7
+    assert (ran.exit_code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
+    assert ran.err.startswith(f"dead_letters: no connection to Kafka at {nowhere}: ")
 
 
 def test_a_wrong_configuration_or_command_line_ends_with_2(place: Place) -> None:

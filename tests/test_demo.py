@@ -21,8 +21,8 @@ def demo(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
     plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "sandbox.demo", "--folder", str(folder), *arguments],
-        cwd=REPOSITORY,
-        env=plain | variables,
+        cwd=folder,  # where no .env of the user is
+        env=plain | {"PYTHONPATH": str(REPOSITORY)} | variables,
         capture_output=True,
         text=True,
         timeout=120,
@@ -49,3 +49,47 @@ def test_an_exchange_that_cannot_be_reached_is_named_at_the_end(tmp_path: Path) 
     )
     assert ended.returncode == 1
     assert "(gave_up: 2 connection attempts in a row failed: the TCP connection failed" in ended.stdout
+
+
+OF_ANOTHER_KAFKA = """
+BINANCE_SYMBOLS=SOLUSDT,-XRPUSDT
+KAFKA_SECURITY_PROTOCOL=SASL_SSL
+KAFKA_SASL_MECHANISM=SCRAM-SHA-256
+KAFKA_SASL_PLAIN_USERNAME=me
+KAFKA_SASL_PLAIN_PASSWORD=secret
+KAFKA_REPLICATION_FACTOR=3
+SHARD_COUNT=2
+SHARD_INDEX=1
+"""
+
+
+def test_settings_for_another_kafka_do_not_matter_and_the_symbols_of_the_settings_are_shown(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".env").write_text(OF_ANOTHER_KAFKA)
+    ended = demo(tmp_path, "--seconds", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert "(everything delivered)" in ended.stdout
+    assert re.search(r"^SOLUSDT +trade .* contiguous", ended.stdout + ended.stderr, re.MULTILINE)
+    assert "BTCUSDT" not in ended.stdout + ended.stderr
+
+
+CREATE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from config.settings import KafkaConfig
+from sandbox.demo import DemoError, _create_topics
+try:
+    _create_topics(KafkaConfig(bootstrap_servers=("127.0.0.1:9",)))
+except DemoError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_topics_that_cannot_be_created_are_one_line() -> None:
+    """In a process of its own, whose end closes what kafka-python leaves open."""
+    ended = subprocess.run(
+        [sys.executable, "-c", CREATE], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("the topics were not created: ")

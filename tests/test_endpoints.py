@@ -467,14 +467,15 @@ def service(exchange: Exchange, port: int, folder: Path) -> Iterator[Callable[[s
     environment = {
         **os.environ,
         "BINANCE_WS_BASE_URL": exchange.ws_url,
+        "BINANCE_REST_BASE_URL": "http://127.0.0.1:9",
         "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9",
         "MONITORING_PORT": str(port),
         "METRICS_INTERVAL_SECONDS": "0.5",
         "SPOOL_PATH": str(folder / "spool"),
         "SPOOL_MIN_FREE_BYTES": "0",
     }
-    command = [sys.executable, "main.py"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(REPOSITORY / "main.py")]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = map(json.loads, process.stdout)
     try:

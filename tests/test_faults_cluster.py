@@ -72,12 +72,14 @@ def settled(scene: Scene) -> None:
     scene.all_there(final["possible_duplicates"])
 
 
-def test_setup_makes_topics_with_three_replicas_of_which_two_must_have_a_record(cluster: Cluster) -> None:
-    command = [sys.executable, "setup_kafka.py"]
+def test_setup_makes_topics_with_three_replicas_of_which_two_must_have_a_record(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(REPOSITORY / "setup_kafka.py")]
     variables = {"KAFKA_BOOTSTRAP_SERVERS": cluster.bootstrap_servers, "KAFKA_REPLICATION_FACTOR": "3"}
     for words in ("created (3 partitions, 3 replicas", "as wanted (3 partitions, 3 replicas"):
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.count(words) == 4

@@ -22,6 +22,7 @@ from sandbox.proxy import Proxy
 from tests.broker_fixtures import Topics, create_topics
 from tests.certificates import Authority
 from tests.fault_scene import RATE, SYMBOLS, Scene
+from tests.service_fixtures import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -390,7 +391,7 @@ def test_a_disk_that_takes_no_more_costs_what_is_counted_and_is_used_again_when_
 ) -> None:
     limited = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, -1));"
-        "sys.argv = ['main.py']; runpy.run_path('main.py', run_name='__main__')"
+        f"sys.argv = ['main.py']; runpy.run_path('{REPOSITORY}/main.py', run_name='__main__')"
     )
     if limit == "file size":
         scene.start(command=("-c", limited))

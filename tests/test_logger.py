@@ -268,9 +268,14 @@ def test_a_closed_stdout_harms_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_a_service_whose_log_is_read_no_more_keeps_its_exit_code(tmp_path: Path) -> None:
-    nobody = {"BINANCE_WS_BASE_URL": "ws://127.0.0.1:9", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    nobody = {
+        "BINANCE_WS_BASE_URL": "ws://127.0.0.1:9",
+        "BINANCE_REST_BASE_URL": "http://127.0.0.1:9",
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9",
+    }
     service = subprocess.Popen(
         [sys.executable, str(ROOT / "main.py")],
+        cwd=tmp_path,
         env=nobody | {"MONITORING_PORT": "0", "SPOOL_PATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

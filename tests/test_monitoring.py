@@ -389,9 +389,27 @@ def test_a_wrong_command_line_ends_with_2(option: list[str], capsys: pytest.Capt
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_wrong_configuration_is_one_line_a_fault_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--since", "24h"], "--since: only with --completeness"),
+        (["--since", "24h", "--json"], "--since: only with --completeness"),
+        (["--completeness", "--url", "http://h:1"], "--url: not with --completeness"),
+        (["--completeness", "--interval", "2", "--once"], "--interval, --once: not with --completeness"),
+    ],
+)
+def test_what_cannot_be_asked_for_together_is_refused(
+    options: list[str], fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        monitoring.main(options)
+    assert capsys.readouterr().err.endswith(f"error: {fault}\n")
+
+
+def test_a_wrong_configuration_is_one_line_a_fault_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no .env of the user is
     monkeypatch.setenv("MONITORING_PORT", "many")
     monkeypatch.setenv("LOG_LEVEL", "loud")
     assert monitoring.main([]) == 2
@@ -405,8 +423,9 @@ def test_a_wrong_configuration_is_one_line_a_fault_and_exit_code_2(
 
 @pytest.mark.parametrize("listens", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_the_address_comes_from_the_settings_of_the_service(
-    listens: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    listens: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with serving(host=listens) as served:
         monkeypatch.setenv("MONITORING_HOST", listens)
         monkeypatch.setenv("MONITORING_PORT", str(served.port))
@@ -469,7 +488,10 @@ def test_what_answers_but_is_not_the_service_is_unreachable(answer: bytes | None
 def command(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run `monitoring.py`; whatever it is doing afterwards, it is ended."""
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "monitoring.py", *arguments], cwd=REPOSITORY, text=True, **options
+        [sys.executable, "-W", "error", str(REPOSITORY / "monitoring.py"), *arguments],
+        cwd=REPOSITORY / "tests",  # where no .env of the user is
+        text=True,
+        **options,
     ) as process:
         try:
             yield process

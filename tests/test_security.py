@@ -101,6 +101,9 @@ class Cause(NamedTuple):
     check: str
 
 
+LIST = ("list", "--place=topic")
+"""What `dead_letters.py` is asked for."""
+
 WHY_NOT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
@@ -131,6 +134,18 @@ def test_a_certificate_of_an_unknown_authority_is_named_as_the_cause(ours: Autho
         cause = why_not(server, security_protocol="SSL", ssl_cafile=Authority(tmp_path / "theirs").file)
     assert cause.said == "the brokers' certificate is refused: unable to get local issuer certificate"
     assert cause.check.startswith("KAFKA_SSL_CAFILE: ")
+
+
+def test_dead_letters_names_the_cause_too(ours: Authority, tmp_path: Path) -> None:
+    theirs = Authority(tmp_path / "theirs").file
+    with tls_server(ours) as (server, _):
+        settings = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CAFILE": str(theirs)}
+        ran = run("dead_letters.py", settings | {"KAFKA_BOOTSTRAP_SERVERS": server}, *LIST, "--wait=1")
+    said = f"no connection to Kafka at {server}: the brokers' certificate is refused: unable to get local issuer"
+    (line,) = ran.stderr.splitlines()
+    assert ran.returncode == 1
+    assert line.startswith(f"dead_letters: {said}")
+    assert "; check KAFKA_SSL_CAFILE: " in line
 
 
 def test_a_certificate_for_another_host_is_named_as_the_cause(ours: Authority) -> None:
@@ -267,13 +282,13 @@ def test_a_certificate_a_key_or_a_password_that_cannot_be_used_is_one_fault(
     assert caught.value.faults == [fault.format(**vars(files))]
 
 
-@pytest.mark.parametrize("program", ["main.py", "setup_kafka.py", "consumer_example.py"])
+@pytest.mark.parametrize("program", ["main.py", "setup_kafka.py", "consumer_example.py", "dead_letters.py"])
 def test_a_wrong_key_password_ends_each_program_with_one_line_and_without_asking_for_another(
     program: str, tmp_path: Path
 ) -> None:
     settings = {f"KAFKA_SSL_{name}": value for name, value in Files(tmp_path).fill(OWN).items()}
     settings |= {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_PASSWORD": WRONG_PASSWORD, "LOG_LEVEL": "DEBUG"}
-    ran = run(program, settings)
+    ran = run(program, settings, *(LIST if program == "dead_letters.py" else ()))
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == "KAFKA_SSL_PASSWORD=***: must be the password of the key in KAFKA_SSL_KEYFILE\n"
 
@@ -282,7 +297,7 @@ def run(program: str, settings: Variables, *arguments: str) -> subprocess.Comple
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KAFKA_")}
     return subprocess.run(
         [sys.executable, ROOT / program, *arguments],
-        cwd=ROOT,
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=inherited | settings,
         capture_output=True,
         text=True,
@@ -497,13 +512,14 @@ def test_the_service_names_what_is_refused_keeps_trying_and_spools(
     [
         *((what, "setup_kafka.py") for what in REFUSED),
         *((what, "consumer_example.py") for what in ("authority", "password", "plain")),
+        *((what, "dead_letters.py") for what in ("authority", "password", "plain")),
     ],
 )
 def test_the_scripts_say_in_one_line_what_is_refused(what: str, program: str, secured: Secured) -> None:
     listener, settings = wrong(secured, what)
     settings |= {"KAFKA_BOOTSTRAP_SERVERS": secured.listeners[listener].bootstrap_servers}
     cause, check = REFUSED[what]
-    ran = run(program, settings, "--wait=1")
+    ran = run(program, settings, *(LIST if program == "dead_letters.py" else ()), "--wait=1")
     (line,) = ran.stderr.splitlines()
     assert ran.returncode == 1
     assert cause in line

@@ -611,6 +611,25 @@ def test_an_unknown_variable_is_warned_about_with_the_nearest_name(
     assert service.stop() == 0
 
 
+def test_addresses_of_two_markets_are_warned_about_and_named(
+    quiet: Exchange, topics: Topics, start_service: StartService
+) -> None:
+    live = "https://api.binance.com:9"  # where nobody answers
+    mixed = start_service(quiet.ws_url, topics, BINANCE_REST_BASE_URL=live)
+    warning = mixed.logged("addresses_of_two_markets")
+    assert (warning["ws_base_url"], warning["rest_base_url"], warning["level"]) == (quiet.ws_url, live, "warning")
+    assert "BINANCE_REST_BASE_URL" in warning["fix"]
+    assert mixed.logged("service_started")["rest_url"] == live
+    alike = start_service(quiet.ws_url, topics)
+    assert alike.logged("service_started")["rest_url"] == quiet.ws_url.replace("ws://", "http://").removesuffix(
+        "/ws"
+    )
+    assert not alike.events("addresses_of_two_markets")
+    mixed.ready()
+    alike.ready()
+    assert mixed.stop() == alike.stop() == 0
+
+
 def test_metrics_are_logged_at_the_interval_with_every_field_of_the_contract(
     market: Exchange, topics: Topics, start_service: StartService
 ) -> None:

@@ -151,6 +151,7 @@ PARSED = [
         "wss://data-stream.binance.vision/stream/",
     ),
     ("BINANCE_REST_BASE_URL", "https://data-api.binance.vision/", "https://data-api.binance.vision"),
+    ("BINANCE_REST_BASE_URL", "http://proxy/api/binance", "http://proxy/api/binance"),
     ("KAFKA_BOOTSTRAP_SERVERS", " a:1 , b-c.d_e:65535,[::1]:9092", ("a:1", "b-c.d_e:65535", "[::1]:9092")),
     ("KAFKA_BOOTSTRAP_SERVERS", '["a:1","b:2"]', ("a:1", "b:2")),
     ("KAFKA_TOPIC_DEPTH", "a.B_c-9", "a.B_c-9"),
@@ -321,6 +322,28 @@ def test_any_base_url_leads_to_the_combined_endpoint(ending: str, monkeypatch: p
     assert load_settings().binance.combined_url() == "wss://stream.binance.com:9443/stream"
 
 
+@pytest.mark.parametrize(
+    ("ws_base_url", "rest_base_url", "half_live"),
+    [
+        ("wss://stream.binance.com:9443/ws", "https://api.binance.com", False),
+        ("wss://data-stream.binance.vision/stream", "https://api.binance.com", False),
+        ("wss://stream.binance.com:443", "https://data-api.binance.vision", False),
+        ("wss://STREAM.binance.com:9443/ws", "https://api3.binance.com", False),
+        ("wss://stream.testnet.binance.vision/ws", "https://testnet.binance.vision", False),
+        ("ws://127.0.0.1:9443/ws", "http://127.0.0.1:9443", False),
+        ("ws://127.0.0.1:9443/ws", "https://api.binance.com", True),
+        ("wss://stream.testnet.binance.vision/ws", "https://api.binance.com", True),
+        ("wss://stream.binance.com:9443/ws", "https://testnet.binance.vision", True),
+    ],
+)
+def test_two_addresses_of_which_one_is_the_live_exchange_are_noticed(
+    ws_base_url: str, rest_base_url: str, *, half_live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BINANCE_WS_BASE_URL", ws_base_url)
+    monkeypatch.setenv("BINANCE_REST_BASE_URL", rest_base_url)
+    assert load_settings().binance.half_live is half_live
+
+
 # What is refused
 
 NUMBERS = "must be a whole number greater than 0"
@@ -353,6 +376,8 @@ WRONG = [
     ("BINANCE_WS_BASE_URL", "wss://host/stream?streams=btcusdt@trade", "without user, query or fragment"),
     ("BINANCE_REST_BASE_URL", "ftp://host", "http://host[:port] or https://host[:port]"),
     ("BINANCE_REST_BASE_URL", "https://host#x", "without user, query or fragment"),
+    ("BINANCE_REST_BASE_URL", "https://testnet.binance.vision/api", "write https://testnet.binance.vision; "),
+    ("BINANCE_REST_BASE_URL", "https://api.binance.com/api/v3/", "must not end in /api/v3: "),
     (
         "KAFKA_BOOTSTRAP_SERVERS",
         "localhost",
@@ -598,6 +623,8 @@ def test_unknown_variables_are_named_with_the_nearest_known_one(monkeypatch: pyt
         "binance_stream_type",
     ):
         monkeypatch.setenv(name, "1")
+    for name in ("LOG_LEVELS", "LOG_FMT", "METRICS_INTERVAL", "SHUTDOWN_TIMEOUT_SECS"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SYMBOLS", "1")
     monkeypatch.setenv("KAFKA_PARTITONS", "")
     assert unknown_variables() == {
@@ -606,8 +633,27 @@ def test_unknown_variables_are_named_with_the_nearest_known_one(monkeypatch: pyt
         "CONNECTION_MAX_RETRY": "CONNECTION_MAX_RETRIES",
         "KAFKA_BOOTSTRAP_SERVER": "KAFKA_BOOTSTRAP_SERVERS",
         "KAFKA_XYZZY": None,
+        "LOG_FMT": "LOG_FORMAT",
+        "LOG_LEVELS": "LOG_LEVEL",
+        "METRICS_INTERVAL": "METRICS_INTERVAL_SECONDS",
         "MONITORING_PROT": "MONITORING_PORT",
+        "SHUTDOWN_TIMEOUT_SECS": "SHUTDOWN_TIMEOUT_SECONDS",
     }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("METRICS_SERVER_SERVICE_HOST", "METRICS_SERVER_SERVICE_PORT_HTTPS", "METRICS_PORT_8000_TCP"),
+        *("METRICS_PORT_8000_TCP_ADDR", "LOG_AGENT_PORT", "LOG_GROUP", "LOG_STREAM_NAME", "LOG_DIR"),
+        *("METRICS_ENABLED", "SHUTDOWN_HOOK"),
+    ],
+)
+def test_what_others_set_under_a_prefix_that_is_not_ours_alone_is_not_unknown(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
+    assert unknown_variables() == {}
 
 
 def test_what_kubernetes_sets_for_a_service_named_kafka_is_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

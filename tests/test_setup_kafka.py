@@ -76,7 +76,7 @@ def environment(bootstrap_servers: str, names: Names, **more: str) -> dict[str, 
 def start(settings: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, ROOT / "setup_kafka.py", *arguments],
-        cwd=ROOT,
+        cwd=ROOT / "tests",  # where no .env of the user is
         env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -58,7 +58,7 @@ def _binary() -> Path:
     # pass signals on, so stopping the script would leave the broker running.
     spec = find_spec("noida_db")
     if spec is None or spec.origin is None:
-        raise BrokerError("the package noida-db is not installed: pip install -r requirements-dev.txt")
+        raise BrokerError("the package noida-db is not installed: pip install -r requirements-sandbox.txt")
     binary = Path(spec.origin).with_name("noida-db.exe" if os.name == "nt" else "noida-db")
     if not os.access(binary, os.X_OK):
         binary.chmod(0o755)
