@@ -34,7 +34,7 @@ class Straight:
     alive = True
     most_sent_from_disk = 0
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - those of `Delivery`
         self,
         sink: KafkaSink,
         spool: Spool,
