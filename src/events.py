@@ -166,6 +166,10 @@ class _Control(msgspec.Struct, gc=False):
     msg: msgspec.Raw = _ABSENT
 
 
+class _Named(msgspec.Struct, gc=False):
+    s: Any = None
+
+
 class _Malformed(Exception):  # noqa: N818 - a fact about the input, not a failure
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -176,6 +180,7 @@ _decode_combined = msgspec.json.Decoder(_Combined).decode
 _decode_combined_raw = msgspec.json.Decoder(_CombinedRaw).decode
 _decode_payload = msgspec.json.Decoder(_Payload).decode
 _decode_control = msgspec.json.Decoder(_Control).decode
+_decode_named = msgspec.json.Decoder(_Named).decode
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -279,7 +284,7 @@ class EventDecoder:
         self, payload: bytes, stream: str | None, error: Exception, received_ms: int, into: Decoded
     ) -> None:
         into.unenriched.append(f"{type(error).__name__}: {error}")
-        route = Route("unenriched", self._topics.raw, _key(stream, None), b"", 0, b"")
+        route = Route("unenriched", self._topics.raw, _key(stream, _told_symbol(payload)), b"", 0, b"")
         into.events.append(Event(route, payload, received_ms))
 
     def _route(self, stream: str | None, name: str, symbol: str | None, interval: str = "") -> Route:
@@ -422,6 +427,15 @@ def _needs_stream(stream: str, event_type: str) -> bool:
 def _key(stream: str | None, symbol: str | None) -> bytes | None:
     named = symbol.upper() if symbol else stream_symbol(stream) if stream else None
     return named.encode() if named else None
+
+
+def _told_symbol(payload: bytes) -> str | None:
+    """Return the symbol of a payload in which something else is not as it should be."""
+    try:
+        symbol = _decode_named(payload).s
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return symbol if isinstance(symbol, str) else None
 
 
 def _dump(value: object) -> bytes:

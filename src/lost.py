@@ -9,16 +9,15 @@ from src.coverage import place_of
 from src.holes import Interval, include, without
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from src.events import Event
+    from src.events import Event, Route
 
 MOST = 20_000
 """Intervals in all that are kept at a time, and of one stream:"""
 MOST_OF_A_STREAM = 1_000
 _FETCHED_AGAIN = frozenset({"trade", "aggregate_trade"})
-_DEPTH = "depth_update"
-_NUMBERED = _FETCHED_AGAIN | {_DEPTH}
+_STREAMS = {"trade": "trade", "aggregate_trade": "aggTrade", "depth_update": "depth"}
 
 
 class Which(NamedTuple):
@@ -108,8 +107,8 @@ class Lost:
 class OnDisk:
     """Remembers which ids are in a file, so that it can be told what was in it when it cannot be read any more.
 
-    Of trades, aggregate trades and depth, within the bounds of `Lost`; of bars several events have the same id.
-    Not locked; its owner is.
+    Of trades, aggregate trades and depth, within the bounds of `Lost`; of bars several events have the same id. Of
+    depth the stream's name lacks its speed. Not locked; its owner is.
     """
 
     def __init__(self) -> None:
@@ -117,13 +116,13 @@ class OnDisk:
 
     def add(self, events: Iterable[Event]) -> None:
         """Take note of events that were written; more than once does no harm."""
-        for which, intervals in _without_speed(events):
+        for which, intervals in _numbered(events):
             for interval in intervals:
                 self._kept.add(which, interval)
 
     def gone(self, events: Iterable[Event]) -> None:
         """Take note of events that are in the file no more, or need not be; others do no harm."""
-        for which, intervals in _without_speed(events):
+        for which, intervals in _numbered(events):
             for first, last in intervals:
                 self._kept.remove(which, first, last)
 
@@ -133,17 +132,27 @@ class OnDisk:
         return dict(kept.items())
 
 
-def _without_speed(events: Iterable[Event]) -> list[tuple[Which, list[Interval]]]:
-    """Return ids by stream; of depth without its speed, which an event that was read from disk does not tell."""
-    return [
-        (which if which.event_type != _DEPTH else which._replace(stream=_both_speeds(which.stream)), ids)
-        for which, ids in ids_of(events).items()
-        if which.event_type in _NUMBERED
-    ]
-
-
-def _both_speeds(stream: str) -> str:
-    return f"{stream.partition('@')[0]}@depth"
+def _numbered(events: Iterable[Event]) -> Iterator[tuple[Which, list[Interval]]]:
+    """Yield the ids of events by route, whether they stand beside an event or, as it was read from disk, in it."""
+    found: dict[Route, list[Interval]] = {}
+    for event in events:
+        route, first, last = event.route, event.first_id, event.last_id
+        if route.event_type not in _STREAMS:
+            continue
+        if first > last:
+            if (at := place_of(event)) is None:
+                continue
+            first, last = at.first, at.last
+        if (ids := found.get(route)) is None:
+            found[route] = [(first, last)]
+        elif ids[-1][1] + 1 == first:
+            ids[-1] = (ids[-1][0], last)
+        else:
+            ids.append((first, last))
+    for route, ids in found.items():
+        symbol = (route.key or b"").decode()
+        stream = f"{symbol.lower()}@{_STREAMS[route.event_type]}"
+        yield Which(stream, symbol, route.event_type, route.topic), ids
 
 
 class _Kept:

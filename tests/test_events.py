@@ -294,6 +294,22 @@ def test_a_field_of_the_wrong_type_sends_the_payload_to_the_raw_topic_as_it_came
     assert decoded.events[0].route.key == b"BTCUSDT", "the stream still names the symbol"
 
 
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ('"e":"trade","E":"1617566591315","s":"BTCUSDT"', b"BTCUSDT"),
+        ('"e":5,"s":"btcusdt"', b"BTCUSDT"),
+        ('"e":"trade","s":7', None),
+        ('"e":"trade","E":1.5', None),
+        ('"e":"trade","s":"BTCUSDT","x":"\\ud800"', None),
+    ],
+)
+def test_what_is_kept_as_it_came_has_the_key_of_its_symbol_where_it_can_be_read(
+    fields: str, key: bytes | None
+) -> None:
+    assert [event.route.key for event in decode(f"{{{fields}}}").events] == [key]
+
+
 def test_a_fault_of_ours_sends_the_payload_to_the_raw_topic_as_it_came() -> None:
     class Broken:
         raw = "raw"
