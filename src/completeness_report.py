@@ -71,8 +71,8 @@ class StreamReport:
     """Ids that were given up or dropped, by reason, and neither came since nor are looked for again."""
     lost: list[Interval] = field(default_factory=list)
     """Ids that came and were dropped before Kafka had them, and did not come since."""
-    drops: int = 0
-    """Holes that were dropped."""
+    drops_ms: list[int] = field(default_factory=list)
+    """When each hole that was dropped was."""
     never_came: list[Interval] = field(default_factory=list)
     """Ids of gaps that the stream left out; what was dropped and looked for again had come."""
     snapshots_ms: list[int] = field(default_factory=list)
@@ -122,7 +122,8 @@ class StreamReport:
         if self.event_type != DEPTH:
             return 0
         latest = max(self.snapshots_ms, default=-1)
-        return self.drops + sum(hole.given_up_ms > latest for hole in self.holes.values() if hole.given_up)
+        given_up_ms = [hole.given_up_ms for hole in self.holes.values() if hole.given_up]
+        return sum(at_ms > latest for at_ms in (*self.drops_ms, *given_up_ms))
 
     def count(self, ids: Iterable[Interval]) -> int:
         """Return how many ids these are; of bars how many bars."""
@@ -251,7 +252,7 @@ class CompletenessReport:
         missing = [(first, last) for first, last in told["missing"]]
         stream = self._stream(told)
         stream.went(missing, told["reason"])
-        stream.drops += len(missing)
+        stream.drops_ms += [told["at_ms"]] * len(missing)
         for interval in missing:
             include(stream.lost, interval)
 

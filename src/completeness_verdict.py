@@ -67,7 +67,7 @@ def verdict(report: CompletenessReport) -> Verdict:
     depth = [each for each in streams if each.event_type == DEPTH]
     holes = sum(sum(bool(hole.given_up) for hole in each.holes.values()) for each in depth)
     unbridged = sum(each.unbridged for each in depth)
-    dropped = sum(each.drops for each in depth)
+    dropped = sum(len(each.drops_ms) for each in depth)
     return Verdict(
         missing=sum(each.count(each.missing) + each.unexplained for each in trades),
         holes=sum(len(each.missing) + bool(each.unexplained) for each in trades),

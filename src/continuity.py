@@ -265,13 +265,20 @@ class Continuity:
                     self._continue_late(stream)
 
     def fetch_lost(self) -> None:
-        """Have fetched again what came and was lost since, while what comes is delivered; often."""
+        """Have fetched again what came and was lost since, while what comes is delivered; often.
+
+        Updates of a book are not given again; a snapshot takes their place.
+        """
         with self._lock:
             if not self._knows_past or self._closed or not self._settings.enabled:
                 return
             for which, ids in self._lost.take(_MOST_HOLES - len(self._holes)):
                 stream = self._stream(which.stream, which.symbol, which.event_type, which.topic)
                 self._fill_behind(stream, ids, "dropped", "dropped")
+            books = self._lost.take_books()
+            for stream in self._counted():
+                if stream.event_type == DEPTH and stream.symbol in books:
+                    self._want_snapshot(stream)
 
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events went into the buffer so far, and where each counted stream stands with these."""

@@ -17,7 +17,8 @@ MOST = 20_000
 """Intervals in all that are kept at a time, and of one stream:"""
 MOST_OF_A_STREAM = 1_000
 _FETCHED_AGAIN = frozenset({"trade", "aggregate_trade"})
-_STREAMS = {"trade": "trade", "aggregate_trade": "aggTrade", "depth_update": "depth"}
+_DEPTH = "depth_update"
+_STREAMS = {"trade": "trade", "aggregate_trade": "aggTrade", _DEPTH: "depth"}
 
 
 class Which(NamedTuple):
@@ -62,11 +63,14 @@ class Lost:
         self._lock = threading.Lock()  # guards what follows
         self._waiting = _Kept()
         self._since = _Kept()
+        self._books: set[str] = set()
 
     def note(self, ids: Mapping[Which, Iterable[Interval]]) -> None:
-        """Take note of what is lost; of that which the exchange gives again by id."""
+        """Take note of what is lost: of ids that the exchange gives again, and of whose book updates are gone."""
         with self._lock:
             for which, intervals in ids.items():
+                if which.event_type == _DEPTH:
+                    self._books.add(which.symbol)
                 if which.event_type in _FETCHED_AGAIN:
                     for interval in intervals:
                         self._waiting.add(which, interval)
@@ -84,6 +88,12 @@ class Lost:
             for which, ids in taken:
                 self._waiting.replace(which, self._waiting[which][len(ids) :])
         return taken
+
+    def take_books(self) -> set[str]:
+        """Give out the symbols that depth updates were lost of: their books need a snapshot."""
+        with self._lock:
+            books, self._books = self._books, set()
+        return books
 
     def forget(self, stream: str, below: int) -> None:
         """Leave ids below this one to somebody else, who knows which of them are missing."""
@@ -107,33 +117,39 @@ class Lost:
 class OnDisk:
     """Remembers which ids are in a file, so that it can be told what was in it when it cannot be read any more.
 
-    Of trades, aggregate trades and depth, within the bounds of `Lost`; of bars several events have the same id. Of
-    depth the stream's name lacks its speed. Not locked; its owner is.
+    Of trades, aggregate trades and depth, within the bounds of `Lost`; of bars several events have the same id.
+    Not locked; its owner is.
     """
 
     def __init__(self) -> None:
         self._kept = _Kept()
+        self._names: dict[Which, set[str]] = {}
+        """As subscribed: of depth that was read from disk the name lacks its speed."""
 
     def add(self, events: Iterable[Event]) -> None:
         """Take note of events that were written; more than once does no harm."""
-        for which, intervals in _numbered(events):
+        for which, named, intervals in _numbered(events):
+            if named:
+                self._names.setdefault(which, set()).add(named)
             for interval in intervals:
                 self._kept.add(which, interval)
 
     def gone(self, events: Iterable[Event]) -> None:
         """Take note of events that are in the file no more, or need not be; others do no harm."""
-        for which, intervals in _numbered(events):
+        for which, _, intervals in _numbered(events):
             for first, last in intervals:
                 self._kept.remove(which, first, last)
 
     def clear(self) -> Ids:
-        """Forget everything, and return what it was."""
+        """Forget everything, and return what it was; depth at two speeds under a name without either."""
         kept, self._kept = self._kept, _Kept()
-        return dict(kept.items())
+        names, self._names = self._names, {}
+        only = {which: stream for which, (stream, *others) in names.items() if not others}
+        return {which._replace(stream=only.get(which, which.stream)): ids for which, ids in kept.items()}
 
 
-def _numbered(events: Iterable[Event]) -> Iterator[tuple[Which, list[Interval]]]:
-    """Yield the ids of events by route, whether they stand beside an event or, as it was read from disk, in it."""
+def _numbered(events: Iterable[Event]) -> Iterator[tuple[Which, str, list[Interval]]]:
+    """Yield stream, its name as subscribed if known, and ids, whether these stand beside an event or in it."""
     found: dict[Route, list[Interval]] = {}
     for event in events:
         route, first, last = event.route, event.first_id, event.last_id
@@ -152,7 +168,7 @@ def _numbered(events: Iterable[Event]) -> Iterator[tuple[Which, list[Interval]]]
     for route, ids in found.items():
         symbol = (route.key or b"").decode()
         stream = f"{symbol.lower()}@{_STREAMS[route.event_type]}"
-        yield Which(stream, symbol, route.event_type, route.topic), ids
+        yield Which(stream, symbol, route.event_type, route.topic), route.stream, ids
 
 
 class _Kept:

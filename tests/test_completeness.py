@@ -185,6 +185,16 @@ def test_a_hole_in_depth_is_no_fault_once_a_snapshot_has_followed(book: Book) ->
     assert str(verdict(book.report)) == "complete; 1 hole in depth, each followed by a snapshot"
 
 
+def test_updates_of_a_book_that_were_dropped_are_no_fault_once_a_snapshot_has_followed(book: Book) -> None:
+    book.ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 4)
+    route = Route("depth_update", "depth", b"BTCUSDT", b"", 0, b"", "btcusdt@depth@100ms")
+    time.sleep(0.002)  # the records' times are ms
+    book.ledger.dropped(ids_of([Event(route, b"", 1, 0, 5, 9), Event(route, b"", 1, 0, 20, 22)]), "spool_full")
+    assert str(verdict(book.report)) == "2 holes in depth without a snapshot"
+    book.ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 30)
+    assert str(verdict(book.report)) == "complete; 2 holes in depth, each followed by a snapshot"
+
+
 def test_bars_are_counted_as_bars(book: Book) -> None:
     book.ledger.gap_opened(bars(100, 104))
     book.ledger.gap_unfillable(bars(100, 104), [(100 * 60_000, 103 * 60_000 - 1)], "too_old")

@@ -825,6 +825,19 @@ def test_what_was_lost_on_its_way_is_fetched_again_behind_what_is_live(stage: St
     assert len(stage.requests) == 2
 
 
+def test_a_book_of_which_updates_were_lost_on_their_way_gets_a_snapshot(stage: Stage) -> None:
+    stage.continuity.resume({})
+    stage.came(depth(10, 12))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 12))
+    stage.came(depth(13, 15), depth(16, 20))
+    lose(stage, depth(13, 15))
+    stage.continuity.fetch_lost()
+    stage.continuity.fetch_lost()
+    assert stage.snapshots == ["btcusdt@depth@100ms"] * 2
+    assert stage.requests == []
+
+
 def test_before_the_past_is_known_nothing_is_fetched_again_and_what_the_resume_knows_is_left_to_it(
     stage: Stage,
 ) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from src.completeness_report import CompletenessReport
+from src.completeness_report import DEPTH, CompletenessReport
 from src.completeness_verdict import verdict
 from tests.broker_fixtures import read_all
 from tests.service_fixtures import balanced
@@ -36,19 +36,22 @@ def scene(
     return Scene(exchange_factory(rate=2_000, symbols=SYMBOLS), own_broker, start_service, tmp_path)
 
 
-def lose_some(scene: Scene, broker: Broker) -> None:
+def lose_some(scene: Scene, broker: Broker, more_than: int = 3_000) -> None:
     """Let Kafka stay away until the disk has taken no more for a while, and come back."""
     broker.freeze()
-    scene.service.wait_for(lambda: scene["messages_dropped"] > 3_000, "events dropped", 30)
+    scene.service.wait_for(lambda: scene["messages_dropped"] > more_than, "events dropped", 30)
     broker.thaw()
     scene.service.wait_for(lambda: not scene["spooling"], "everything was sent from disk", 30)
 
 
-def all_fetched(status: dict[str, Any]) -> bool:
-    """Whether as much was fetched as was lost, and none of it can be lost again on this small disk."""
-    fetched = status["messages_backfilled"] - status["snapshots_taken"]
-    on_its_way = status["spooling"] or status["messages_buffered"] > 500
-    return fetched >= status["messages_dropped"] and not status["gaps_open"] and not on_its_way
+def all_fetched(scene: Scene) -> bool:
+    """Whether everything that was lost was fetched, and none of it can be lost again on this small disk."""
+    status = scene.service.status()
+    on_its_way = status["spooling"] or status["messages_buffered"] > 500 or status["gaps_open"]
+    if on_its_way or status["ledger_backlog"]:
+        return False
+    found = verdict(report(scene))
+    return (found.missing, found.open, found.unbridged) == (0, 0, 0)
 
 
 def assert_each_once(scene: Scene) -> None:
@@ -66,8 +69,8 @@ def report(scene: Scene) -> CompletenessReport:
 def test_what_a_full_disk_lost_is_fetched_when_kafka_is_back(scene: Scene, own_broker: Broker) -> None:
     service = scene.start(**SMALL)
     scene.flows()
-    lose_some(scene, own_broker)
-    service.wait_for(lambda: all_fetched(service.status()), "what was lost was fetched", 40)
+    lose_some(scene, own_broker, more_than=6_000)  # so many that depth has to go too
+    service.wait_for(lambda: all_fetched(scene), "what was lost was fetched", 60)
     assert service.stop() == 1, "events were lost, though not what they told"
     assert balanced(service.final)
     assert service.final["messages_backfilled"] > 1_000
@@ -75,8 +78,9 @@ def test_what_a_full_disk_lost_is_fetched_when_kafka_is_back(scene: Scene, own_b
     assert_each_once(scene)
     told = report(scene)
     assert {hole.cause for stream in told.streams.values() for hole in stream.holes.values()} == {"dropped"}
+    assert any(stream.drops_ms for stream in told.streams.values() if stream.event_type == DEPTH)
     found = verdict(told)
-    assert (found.missing, found.open) == (0, 0), str(found)
+    assert (found.missing, found.open, found.unbridged) == (0, 0, 0), str(found)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
