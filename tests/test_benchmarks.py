@@ -227,7 +227,7 @@ def test_a_scheduled_generator_sends_each_group_when_it_is_due(receiver: Any) ->
     early = sum(size for at, size in arrived if at < before + 0.2)
     late = sum(size for at, size in arrived if at >= before + 0.4)
     assert (early, late) == (ends[2], ends[5] - ends[4])
-    assert sent.behind_seconds < 0.1
+    assert sent.behind_seconds < 1.0
 
 
 def test_a_closed_loop_is_never_further_ahead_than_its_window(receiver: Any, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ class Stage:
             lost=self.lost,
         )
 
+    def patience(self, stream: str) -> float:
+        """Return how long updates of this book wait for a snapshot, in seconds."""
+        return self.continuity._streams[stream, "BTCUSDT"].snapshot_patience
+
     def came(self, *payloads: dict[str, Any], on: int = 0) -> None:
         """Let frames come on a connection, in one chunk."""
         decoded = self.decode(payloads, on)
@@ -435,9 +439,9 @@ def test_updates_wait_less_and_less_for_a_snapshot_that_does_not_come_and_longer
     stage = Stage(max_wait_seconds=3)
     stage.came(depth(1, 1))
     stage.ids()
-    assert 1.9 < held_seconds(stage, 2) < 2.9
-    assert 0.9 < held_seconds(stage, 3) < 1.9
-    assert 0.4 < held_seconds(stage, 4) < 0.9
+    for number, patience in ((2, 2.0), (3, 1.0), (4, 0.5)):
+        assert stage.patience("btcusdt@depth@100ms") == patience
+        assert held_seconds(stage, number) > patience - 0.1
     assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 4))  # nobody waits any more
     assert held_seconds(stage, 5) > 2.9
 

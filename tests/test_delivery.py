@@ -1183,7 +1183,7 @@ def test_direct_then_spooled_then_direct_without_loss_or_disorder(kafka: Any, ru
     wait_until(lambda: running.spool.last_seq >= last_unanswered, "what is in flight is on disk", 2.5)
     feed_for(running, 1.0)
     assert running["messages_spooled"] > 0
-    assert running.slowest < 1.0
+    assert running.slowest < 3.0
     running.assert_accounted_for()
     kafka.flow()
     feed_for(running, 0.5)

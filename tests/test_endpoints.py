@@ -424,7 +424,7 @@ def test_clients_that_ask_for_much_without_a_pause_do_not_keep_a_probe_waiting(s
             client = stack.enter_context(served.connect())
             _send_quietly(client, b"GET /metrics HTTP/1.1\r\n\r\n" * 100)
         for _ in range(5):
-            assert served.answers_health_within(1.0)
+            assert served.answers_health_within(5.0)  # all that was asked for takes 1,000 s
 
 
 def test_stop_frees_the_port_at_once_with_connections_open(served: Served) -> None:

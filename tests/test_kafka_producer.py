@@ -459,7 +459,7 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
     tracemalloc.stop()
     assert after - before < 1_000_000  # what was offered would be 10 MB; the library asks for metadata meanwhile
     assert rig.sink.in_flight.full
-    assert rig.slowest < 1.0  # 0.02 on an idle machine; two processors are shared with other tests
+    assert rig.slowest < 3.0  # 0.02 on an idle machine; two processors are shared with other tests
     rig.accepted = Feed(topics, size=100).events(50_000)
     assert rig.count("messages_spooled") > 40_000
     own_broker.thaw()
@@ -573,7 +573,7 @@ def test_events_wait_in_order_for_a_broker_that_comes_late(
     rig = make_rig(config(topics, linger_ms=0), records=30_000)
     rig.delivery.start()
     send_in_chunks(rig, feed, 20_000)
-    assert rig.slowest < 1.0
+    assert rig.slowest < 3.0
     broker.start()
     while not rig.sink.ready:
         rig.send(feed.events(5))
@@ -770,7 +770,7 @@ def test_a_topic_that_was_deleted_is_made_again_without_a_wait(
     wait_until(lambda: metadata.partitions_for_topic(topics.trades) is None)
     for _ in range(20):
         rig.send(feed.events(100))
-    assert rig.slowest < 1.0
+    assert rig.slowest < 3.0
     rig.wait_for_delivery()
     rig.assert_settled(produced=2_000)
     assert_delivered_with_known_duplicates(rig, topics, rig.accepted)

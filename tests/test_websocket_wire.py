@@ -517,7 +517,7 @@ def test_whatever_hangs_while_opening_ends_at_the_deadline_as_a_whole(
         began = time.monotonic()
         with pytest.raises(NotOpened, match=f"the {step} failed: not done in time"):
             reader.open(url, Deadline(0.5))
-        assert 0.5 <= time.monotonic() - began < 2.0
+        assert 0.5 <= time.monotonic() - began < 5.0
 
 
 @pytest.mark.parametrize(("scheme", "behave", "step"), HANGING)
@@ -584,12 +584,12 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, full_backlog() as dead_port:
         ahead = ReadAheadSocket()
         began = time.monotonic()
-        ahead.wait_until = began + 2.0
+        ahead.wait_until = began + 4.0
         stream = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
         ahead.connect_to_any([(*stream, ("127.0.0.1", dead_port)), (*stream, listener.getsockname())])
         listener.accept()[0].close()
-        assert 1.0 <= time.monotonic() - began < 2.0
-        assert ahead.wait_until == began + 2.0
+        assert 2.0 <= time.monotonic() - began < 4.0
+        assert ahead.wait_until == began + 4.0
         ahead.release()
 
 
