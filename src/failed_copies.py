@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from src.events import Event
 
@@ -36,14 +36,16 @@ class FailedCopies:
         with self._lock:
             self._returned.update(event.seq for event in events)
 
-    def look(self, in_flight: Iterable[Event]) -> Counter[str]:
+    def look(self, in_flight: Callable[[], Iterable[Event]]) -> Counter[str]:
         """Give out the reasons of those that are lost, while the producer is open; now and then.
 
         An event may just have left the list of those in flight, and its fate not be told yet; so it has to be
         absent at two looks.
         """
+        if not self._reasons:  # nearly always: then nobody need list what is in flight
+            return Counter()
         with self._lock:
-            absent = self._reasons.keys() - self._returned - {event.seq for event in in_flight}
+            absent = self._reasons.keys() - self._returned - {event.seq for event in in_flight()}
             lost, self._not_in_flight = absent & self._not_in_flight, absent
             return Counter(self._reasons.pop(number) for number in lost)
 

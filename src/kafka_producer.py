@@ -265,7 +265,7 @@ class KafkaSink:
     def _wait_until_broken(self) -> None:
         """Break the producer off when a topic is gone, which it would wait for until its batches are too old."""
         while not self._broken.wait(_LOOK_SECONDS):
-            self._count_lost_copies(self._failed_copies.look(self.unacknowledged()))
+            self._count_lost_copies(self._failed_copies.look(self.unacknowledged))
             self._aside.learn_more()
             stalled = self.in_flight.stalled_seconds >= _LOOK_SECONDS or self._partitions.missing()
             if not stalled and not self._aside.look_again:

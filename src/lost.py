@@ -44,12 +44,15 @@ def ids_of(events: Iterable[Event]) -> Ids:
             continue
         route = event.route
         which = Which(at.stream, (route.key or b"").decode(), route.event_type, route.topic)
-        ids = found.setdefault(which, [])
-        if ids and ids[-1][1] + 1 == at.first:
-            ids[-1] = (ids[-1][0], at.last)
-        else:
-            ids.append((at.first, at.last))
+        _append(found.setdefault(which, []), at.first, at.last)
     return found
+
+
+def _append(ids: list[Interval], first: int, last: int) -> None:
+    if ids and ids[-1][1] + 1 == first:
+        ids[-1] = (ids[-1][0], last)
+    else:
+        ids.append((first, last))
 
 
 class Lost:
@@ -159,12 +162,7 @@ def _numbered(events: Iterable[Event]) -> Iterator[tuple[Which, str, list[Interv
             if (at := place_of(event)) is None:
                 continue
             first, last = at.first, at.last
-        if (ids := found.get(route)) is None:
-            found[route] = [(first, last)]
-        elif ids[-1][1] + 1 == first:
-            ids[-1] = (ids[-1][0], last)
-        else:
-            ids.append((first, last))
+        _append(found.setdefault(route, []), first, last)
     for route, ids in found.items():
         symbol = (route.key or b"").decode()
         stream = f"{symbol.lower()}@{_STREAMS[route.event_type]}"

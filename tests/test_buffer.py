@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import buffer as subject
 from src.buffer import Buffer
 from src.events import Event, Route
 
@@ -123,6 +124,18 @@ def test_the_time_before_the_first_event_does_not_count() -> None:
         put_at = time.monotonic()
         buffer.put(events(1))
     assert 0.2 <= got[0] - put_at < SOON
+
+
+def test_a_consumer_that_sleeps_for_longer_than_the_timeout_is_woken_by_the_first_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subject, "_IDLE_SECONDS", FOREVER)
+    buffer = Buffer(batch_size=10, batch_timeout=0.2)
+    got: list[int] = []
+    with running(lambda: got.extend(numbers(next(buffer.batches())))):
+        wait_until(lambda: is_waiting(buffer._due))
+        buffer.put(events(1))
+        wait_until(lambda: got == [1])
 
 
 def test_a_consumer_that_comes_late_finds_the_batch_due() -> None:

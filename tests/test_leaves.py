@@ -202,8 +202,8 @@ def test_a_failed_copy_is_lost_only_when_its_event_is_neither_in_flight_nor_come
     copies = FailedCopies()
     copies.failed(events, "Refused")
     copies.returned(events[:1])
-    assert copies.look(events[1:2]) == {}
-    assert copies.look(events[1:3]) == {"Refused": 1}  # the fourth; the third was in flight again
+    assert copies.look(lambda: events[1:2]) == {}
+    assert copies.look(lambda: events[1:3]) == {"Refused": 1}  # the fourth; the third was in flight again
     copies.returned(events[1:2])
     assert copies.ended() == {"Refused": 1}
     assert copies.ended() == {}
