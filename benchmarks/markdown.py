@@ -31,9 +31,9 @@ _SAMPLE_EACH = 10
 BROKER_NAMES = {"embedded": "the embedded broker", "kafka4": "Apache Kafka 4.4", "kafka3": "Apache Kafka 3.9"}
 
 
-def section(results: dict[str, dict[str, Any]]) -> str:
-    """Return the tables of the results by broker."""
-    parts = [_targets(results)]
+def section(results: dict[str, dict[str, Any]], soaked: dict[str, Any]) -> str:
+    """Return the tables of the results by broker; the first one, of the targets, takes in what a soak found."""
+    parts = [_targets(results, soaked)]
     for broker, found in results.items():
         parts += [_about(broker, found), _throughput(found), _latency(found)]
         parts += [_usual(found), _following(found), f"![plot]({_plot(broker)})"]
@@ -49,7 +49,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _targets(results: dict[str, dict[str, Any]]) -> str:
+def _targets(results: dict[str, dict[str, Any]], soaked: dict[str, Any]) -> str:
     columns: dict[tuple[str, str], dict[str, str]] = {}
     for broker, found in results.items():
         what = ""
@@ -58,6 +58,12 @@ def _targets(results: dict[str, dict[str, Any]]) -> str:
             limit = f"{row['sign']} {row['limit']:,} {row['unit']}"
             verdict = "" if row["holds"] else " **missed**"
             columns.setdefault((what, limit), {})[broker] = _figure(row["measured"]) + verdict
+    if soaked:
+        told = soaked["summary"]
+        what = f"resident memory over {told['seconds'] / 60:.0f} minutes at {told['rate']:,.0f}/s, its climb"
+        verdict = "" if told["verdict"] == "flat" else " **missed**"
+        limit = f"<= {told['climb_at_most']:.3g} MB in 30 min"
+        columns[what, limit] = {told["broker"]: _figure(told["climb_mb_in_30_min"]) + verdict}
     rows = [[*key, *(cells.get(broker, "-") for broker in results)] for key, cells in columns.items()]
     return _table(["what", "target", *(BROKER_NAMES[broker] for broker in results)], rows)
 
@@ -311,9 +317,9 @@ def main() -> int:
         sys.stderr.write("nothing has been measured yet: make bench\n")
         return 1
     path = ROOT / "BENCHMARKS.md"
-    document = with_place(path.read_text(), "results", section(results))
-    document = with_place(document, "shards", shards_section(kept("shards"), kept("shards-paced")))
     soaked = kept("soak")
+    document = with_place(path.read_text(), "results", section(results, soaked))
+    document = with_place(document, "shards", shards_section(kept("shards"), kept("shards-paced")))
     path.write_text(with_place(document, "soak", soak_section(soaked) if soaked else ""))
     return 0
 

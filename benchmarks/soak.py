@@ -253,6 +253,7 @@ def summary(arguments: argparse.Namespace, soaked: Soaked) -> dict[str, Any]:
     samples = soaked.samples
     loads = [sample.load_average for sample in samples] or [0.0]
     return {
+        "broker": arguments.broker,
         "rate": arguments.rate,
         "load": arguments.load,
         "pipeline": arguments.pipeline,

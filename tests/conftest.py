@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 os.environ["no_proxy"] = ",".join(
     ["127.0.0.1", "localhost", os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")]
 )
+
+# An example takes as long as it does: a busy machine may stand still in any.
+hypothesis.settings.register_profile("any time", deadline=None)
+hypothesis.settings.load_profile("any time")
 
 pytest_plugins = [f"tests.{part}_fixtures" for part in ("broker", "exchange", "line", "service")]
 

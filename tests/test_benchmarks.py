@@ -517,7 +517,7 @@ def test_a_run_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(br
     assert isinstance(follower, Follower)
     assert follower.read == 2005  # with the books
     assert 0 < follower.deleted == sum(begins.values())
-    assert watched.found()["rate"] == pytest.approx(500, rel=0.25)
+    assert 150 < watched.found()["rate"] < 1500  # 500 over less than 4 s, in which a busy machine may stand still
 
 
 def test_a_short_soak_of_the_real_service_is_sampled_timed_and_compared() -> None:
@@ -532,6 +532,10 @@ def test_a_short_soak_of_the_real_service_is_sampled_timed_and_compared() -> Non
     text = markdown.soak_section(soak.kept(arguments, soaked))
     assert "**too short to tell**" in text
     assert "every one read back" in text
+    measured = {"summary": {"targets": []}}
+    table = markdown._targets({"embedded": measured, "kafka4": measured}, {"summary": found})
+    assert "over 0 minutes at 500/s, its climb" in table
+    assert table.endswith("**missed** | - |")  # what was not told to be flat is no target met
 
 
 def test_what_a_follower_finds_missing_is_the_verdict(broker: Broker) -> None:
@@ -629,9 +633,11 @@ def test_a_place_of_the_page_is_rewritten_and_the_rest_is_left() -> None:
 def test_the_page_has_every_place_and_its_tables_can_be_made_from_what_is_kept() -> None:
     document = (ROOT / "BENCHMARKS.md").read_text()
     results = {broker: markdown.kept(broker) for broker in markdown.COMMANDS}
-    page = markdown.with_place(document, "results", markdown.section(results))
+    soaked = markdown.kept("soak")
+    page = markdown.with_place(document, "results", markdown.section(results, soaked))
     page = markdown.with_place(page, "shards", "x")
-    page = markdown.with_place(page, "soak", markdown.soak_section(markdown.kept("soak")))
+    page = markdown.with_place(page, "soak", markdown.soak_section(soaked))
+    assert "/s, its climb | <= " in page
     assert page.count("![plot](benchmarks/results/") == 3
     for name in re.findall(r"!\[plot\]\((.*?)\)", page):
         assert (ROOT / name).is_file()

@@ -380,7 +380,8 @@ def mute_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, secure: bool
     try:
         yield f"{'https' if secure else 'http'}://localhost:{listener.getsockname()[1]}"
     finally:
+        listener.shutdown(socket.SHUT_RDWR)  # ends `accept`, which closing does not
         listener.close()
+        thread.join(5)
         for connection in kept:
             connection.close()
-        thread.join(5)

@@ -236,7 +236,7 @@ def test_the_capacity_is_never_less_than_a_batch() -> None:
     assert numbers(next(buffer.batches())) == list(range(10))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     chunks=st.lists(st.lists(st.integers(0, 7), max_size=6), min_size=1, max_size=4),
     batch_size=st.integers(1, 8),

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from config.settings import BackfillConfig
@@ -912,7 +912,6 @@ def test_tallies_tell_expected_against_received_by_the_ids(stage: Stage) -> None
     assert tally[3:6] == (6, 6, 1)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_whatever_comes_and_is_fetched_each_id_goes_through_once_and_in_order(data: st.DataObject) -> None:
     """Two connections lose, repeat and swap at random; REST gives what is missing, in any pieces."""

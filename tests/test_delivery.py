@@ -910,7 +910,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(script=actions, in_flight=st.sampled_from([40, 100_000]), crash=st.booleans(), seed=st.integers(0, 99))
 def test_any_sequence_of_fates_loses_doubles_and_overtakes_nothing(  # noqa: C901, PLR0912 - one branch a verb
     script: list[tuple[str, Any]],

@@ -590,7 +590,7 @@ def written(draw: st.DrawFn, value: object) -> str:
     return json.dumps(value, ensure_ascii=draw(st.booleans()), separators=separators)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_object_comes_out_as_it_was_with_our_fields_added(data: st.DataObject) -> None:
     payload = data.draw(objects())
@@ -629,7 +629,7 @@ def _assert_accounted(frame: bytes) -> None:
     assert parts or b"[" in frame, "only an empty array holds nothing"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=40) | st.text('{}[]",:\\u0123e stream.data-+tfn', max_size=40).map(str.encode))
 def test_any_bytes_are_accounted_and_never_raise(frame: bytes) -> None:
     _assert_accounted(frame)
@@ -638,7 +638,7 @@ def test_any_bytes_are_accounted_and_never_raise(frame: bytes) -> None:
 _GOOD = [shape.frame.encode() for shape in (*SHAPES, *LATER_SHAPES)]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(_GOOD), st.data())
 def test_a_frame_that_was_tampered_with_is_judged_like_the_standard_library_does(
     frame: bytes, data: st.DataObject
@@ -684,7 +684,7 @@ _PIECES += [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(_GOOD) | st.binary(max_size=20), max_size=30))
 def test_a_chunk_is_the_sum_of_its_frames(frames: list[bytes]) -> None:
     together = EventDecoder(TOPICS).decode(frames, RECEIVED_MS)

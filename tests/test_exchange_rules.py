@@ -42,10 +42,8 @@ def test_more_than_five_frames_in_a_second_end_the_connection(
 
 def test_five_frames_a_second_are_fine(exchange: Exchange, connect: Callable[[str], Client]) -> None:
     client = connect(exchange.ws_url)
-    began = time.monotonic()
     for number in range(8):
-        while time.monotonic() < began + number * 0.21:
-            time.sleep(0.005)
+        time.sleep(0.21)
         assert client.ask("LIST_SUBSCRIPTIONS", number=number)["id"] == number
 
 

@@ -160,11 +160,12 @@ def test_an_old_connection_lost_while_the_new_one_fails_is_opened_again_itself(
     exchange = exchange_factory(rate=200, symbols=("BTCUSDT",))
     reading = open_lines(exchange.stream_url, ("btcusdt@trade",), reconnect_interval=1)
     eventually(lambda: reading.handed)
-    exchange.handshake_status(503, connections=1)
+    exchange.handshake_status(503, connections=0)
     exchange.shutdown(1)
     eventually(lambda: of(logged, "connection_failed"))
     exchange.cut(1)
     eventually(lambda: of(logged, "rotation_cancelled"))
+    exchange.disarm()
     eventually(lambda: subscriptions(exchange) == [["btcusdt@trade"]])
     assert [line["slot"] for line in of(logged, "connection_opened")] == [0, 0]
     assert reading.telemetry.connected

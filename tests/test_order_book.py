@@ -262,7 +262,7 @@ def numbers(levels: list[Level]) -> list[tuple[int, int]]:
     return [(int(Decimal(level.price)), int(Decimal(level.quantity))) for level in levels]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False), st.lists(st.sampled_from("uuuuuuuucrs"), max_size=60))
 def test_at_each_step_the_book_is_the_exchanges_own_or_unknown(chance: random.Random, steps: list[str]) -> None:
     """`u` an update, `c` a cut and what follows it, `r` a repeat, `s` a snapshot that is some updates old."""
@@ -293,7 +293,7 @@ def test_at_each_step_the_book_is_the_exchanges_own_or_unknown(chance: random.Ra
             assert rebuilt.update_id == run[-1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_within_the_range_of_the_snapshot_nothing_is_wrong_and_beyond_it_nothing_is_stale(
     chance: random.Random,

@@ -151,7 +151,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=operations)
 def test_counts_bytes_and_contents_are_exact_whatever_happens(  # noqa: C901, PLR0912 - one branch a verb
     steps: list[tuple[str, Any]], tmp_path_factory: pytest.TempPathFactory

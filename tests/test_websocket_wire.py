@@ -216,7 +216,7 @@ messages = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(parts=st.lists(messages, max_size=8), cuts=st.lists(st.floats(0, 1), max_size=12))
 def test_however_the_stream_is_cut_the_payloads_are_those_that_the_library_reads(
     parts: list[bytes], cuts: list[float]
