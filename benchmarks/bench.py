@@ -2,10 +2,10 @@
 
 In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and
 with high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls
-on all. Then latencies leg by leg. Before all that, without a broker, what following the streams' ids costs a
-message; and, on a broker that holds nothing yet, what the service costs at the live exchange's usual pace, spaced
-as frames of the exchange were and evenly. Every record of every run is read back and compared with what was sent. Writes results.json and
-plot.svg; exit code 1 when a run was faulty.
+on all. Then latencies leg by leg. Before all that: without a broker, what following the streams' ids costs a
+message; on a broker that holds nothing yet, what the service costs at the live exchange's usual pace, spaced as
+frames of the exchange were and evenly. Every record of every run is read back and compared with what was sent.
+Writes results.json and plot.svg; exit code 1 when a run was faulty.
 """
 
 from __future__ import annotations
