@@ -728,8 +728,8 @@ def test_the_end_does_not_wait_for_the_background() -> None:
         running.gap("aggTrade", 3_000)
         eventually(lambda: running.wanting.given_up)
         started = time.monotonic()
-        running.backfill.finish(Deadline(10))
-        assert time.monotonic() - started < 1.8
+        running.backfill.finish(Deadline(60))
+        assert time.monotonic() - started < 2.8
 
 
 def test_the_end_waits_for_a_short_time_only_and_never_beyond_its_deadline() -> None:

@@ -237,7 +237,7 @@ def test_a_silent_exchange_is_unreachable_after_the_whole_time(monkeypatch: pyte
         started = time.monotonic()
         with pytest.raises(Unreachable):
             client(server.url).aggregates("BTCUSDT", 1)
-        assert 0.25 < time.monotonic() - started < 2
+        assert 0.25 < time.monotonic() - started < 5
 
 
 def test_an_answer_that_drips_is_unreachable_after_the_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_a_signal_ends_it_at_once_with_clients_connected(
     began = time.monotonic()
     process.process.send_signal(number)
     assert process.process.wait(10) == 0
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 8.0
     client.close()
 
 

@@ -59,11 +59,15 @@ def test_the_pace_is_the_recorded_one_or_a_multiple(
         times = [str(1_723_161_253_937_085_768 + int(step * 1e9)) for step in steps]
     path, frames = recorded(tmp_path, times)
     client = connect(f"{exchange.ws_url}/{'/'.join(STREAMS)}")
-    began = time.monotonic()
-    exchange.replay(str(path), speed=speed)
-    assert [client.text() for _ in frames] == frames
-    passed = time.monotonic() - began
-    assert steps[-1] / speed - 0.01 <= passed < steps[-1] / speed + 0.5
+
+    def replayed() -> float:
+        began = time.monotonic()
+        exchange.replay(str(path), speed=speed)
+        assert [client.text() for _ in frames] == frames
+        return time.monotonic() - began
+
+    passed = min(replayed() for _ in range(3))  # the machine may stand still in one of them
+    assert steps[-1] / speed - 0.01 <= passed < steps[-1] / speed + 0.3
 
 
 def test_a_connection_gets_what_it_subscribed_to_unless_told_otherwise(

@@ -96,7 +96,7 @@ def test_a_stream_that_does_not_come_on_the_new_connection_keeps_the_old_one_unt
     reading = open_lines(
         exchange.stream_url,
         ("btcusdt@trade", "btcusdt@aggTrade"),
-        rotate_after_seconds=1,
+        rotate_after_seconds=4,
         rotate_overlap_seconds=3,
     )
     eventually(lambda: exchange.sent(1)["streams"].get("btcusdt@trade"))
@@ -104,7 +104,7 @@ def test_a_stream_that_does_not_come_on_the_new_connection_keeps_the_old_one_unt
     (line,) = eventually(lambda: of(logged, "connection_rotated"))
     assert line["log_level"] == "warning"
     assert line["streams_missing"] == ["btcusdt@trade"]
-    assert 3 <= line["seconds"] < 5
+    assert 3 <= line["seconds"] < 10
     assert len(reading.ids("btcusdt@trade")[0]) > 100
 
 
@@ -119,7 +119,7 @@ def test_a_quiet_stream_does_not_keep_the_old_connection(
     exchange.burst(1, "BTCUSDT")
     eventually(lambda: reading.handed)
     (line,) = eventually(lambda: of(logged, "connection_rotated"))
-    assert 5 <= line["seconds"] < 8
+    assert 5 <= line["seconds"] < 15
     assert "streams_missing" not in line
 
 
@@ -132,7 +132,7 @@ def test_an_announced_shutdown_replaces_the_connection_at_once(
     exchange.shutdown(1, cut_after_s=8)
     (line,) = eventually(lambda: of(logged, "connection_rotated"))
     assert line["cause"] == "server_shutdown"
-    assert line["seconds"] < 4
+    assert line["seconds"] < 7
     eventually(lambda: exchange.connections()[0]["ended_by"] == "client close")
     reading.stop()
     assert_nothing_missing(reading, exchange)

@@ -207,7 +207,7 @@ def test_a_search_that_takes_too_long_does_not_keep_the_start_waiting(
     wait_until(lambda: second.resume._reading, "it reads")
     assert not second.resume.may_go_on
     wait_until(lambda: second.resume.may_go_on, "the start goes on")
-    assert 3.9 < time.monotonic() - begun < 6.0
+    assert 3.9 < time.monotonic() - begun < 9.0
     assert not second.resume.done
     own_broker.thaw()
     wait_until(lambda: second.resume.done, "it goes on beside the live data", 40)
@@ -282,7 +282,7 @@ def test_without_a_broker_the_start_waits_two_seconds_and_the_positions_come_lat
     begun = time.monotonic()
     second.start(resumed=False)
     wait_until(lambda: second.resume.may_go_on, "the start goes on")
-    assert 1.9 < time.monotonic() - begun < 3.0
+    assert 1.9 < time.monotonic() - begun < 3.9
     second.feed([trade("BTCUSDT", number) for number in range(151, 201)])
     own.start()
     wait_until(lambda: second.resume.done, "resumed late", 30)
