@@ -595,7 +595,7 @@ def test_a_stop_while_the_service_hangs_is_obeyed_at_once(terminal: Terminal) ->
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert process.wait(PATIENCE_S) == 0
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 1.9  # what it asks the service for may take 2 s
         terminal.wait_for(f"{ESCAPE}[?25h")
 
 
