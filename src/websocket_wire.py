@@ -3,7 +3,7 @@
 The library reads the socket two or three times a frame and walks each in Python (10 us a message); here one
 read takes what has arrived, up to 256 KiB, and whole text frames are cut out of it (below 1 us a message).
 All that is unusual (control frames, fragments, masks, reserved bits) is left to the library, which reads on
-from the same buffer.
+from the same buffer. A library without the parts that this leans on reads every frame, in its public way.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ReadAheadSocket:
         self.at = 0
         self.wait_until = float("inf")
         self.step = "name resolution"
-        """What is being done to open the connection."""
+        """What is being done to open the connection; empty when it is open."""
 
     def connect(self, url: str) -> None:
         """Resolve the name, open TCP, and TLS for wss://; OSError when no address answers.
@@ -256,8 +256,8 @@ class ReadAheadSocket:
         return self.buffered[start : self.at]
 
     def recv(self, size: int) -> bytes:
-        """Return a piece of the answer to the handshake; `wait_until` holds even when it never pauses."""
-        if time.monotonic() >= self.wait_until:
+        """Return a piece; of the answer to the handshake in time only, even if it never pauses."""
+        if self.step and time.monotonic() >= self.wait_until:
             raise TimeoutError
         return self.take(size)
 
@@ -293,12 +293,23 @@ class ReadAheadSocket:
         self._block, self.buffered, self.at = memoryview(b""), b"", 0  # the library keeps cycles of references
 
 
+def has_known_insides(connection: object, library: type = websocket.WebSocket) -> bool:
+    """Whether the library, and a connection of its, have the parts that reading in bulk leans on."""
+    frames, message = getattr(connection, "frame_buffer", None), getattr(connection, "cont_frame", None)
+    return (
+        all(hasattr(library, name) for name in ("_recv", "_send"))
+        and all(hasattr(frames, name) for name in ("header", "recv_buffer", "length"))
+        and hasattr(message, "recving_frames")
+    )
+
+
 class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-client carries no types
     """A WebSocket that gives out text frames in chunks; used by one thread, woken by any."""
 
     def __init__(self) -> None:
         # The JSON decoder validates the bytes; the library's check costs 33 us a message.
         super().__init__(fire_cont_frame=True, skip_utf8_validation=True)
+        self._in_bulk = has_known_insides(self)
         self._ahead = ReadAheadSocket()
         self._fragments = bytearray()
         self._library_is_reading = False
@@ -313,6 +324,7 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         try:
             self._ahead.connect(url)
             self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
+            self._ahead.step = ""
         except _NOT_OPENED as error:
             missing = getattr(error, "status_code", None) == HTTPStatus.NOT_FOUND
             kind = NoEndpoint if missing else NotOpened
@@ -338,7 +350,7 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         ahead.heed_wake()
         ahead.wait_until = wait_until
         while True:
-            if self._library_is_reading:
+            if self._library_is_reading or not self._in_bulk:
                 return self._read_unusual()
             if ahead.at < len(ahead.buffered):
                 frames, unusual = self._cut()
@@ -380,9 +392,14 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
     def _read_unusual(self) -> tuple[list[bytes], bool]:
         try:
             opcode, frame = self.recv_data_frame(control_frame=True)
+        except websocket.WebSocketTimeoutException:
+            raise TimeoutError from None
         finally:
-            parts = self.frame_buffer
-            self._library_is_reading = bool(parts.header or parts.recv_buffer or self.cont_frame.recving_frames)
+            if self._in_bulk:
+                parts = self.frame_buffer
+                self._library_is_reading = bool(
+                    parts.header or parts.recv_buffer or self.cont_frame.recving_frames
+                )
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             self.close_frame = frame
             return [], True

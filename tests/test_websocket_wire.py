@@ -16,6 +16,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.exchange.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, fragments, frame
+from src import websocket_wire
 from src.deadline import Deadline
 from src.websocket_wire import (
     MAX_FRAME,
@@ -35,6 +37,7 @@ from src.websocket_wire import (
     ReadAheadSocket,
     WentSilent,
     Woken,
+    has_known_insides,
 )
 
 if TYPE_CHECKING:
@@ -229,6 +232,56 @@ def test_however_the_stream_is_cut_the_payloads_are_those_that_the_library_reads
             peer.sendall(stream[start:end])
             payloads += read_what_came(reader)
     assert payloads == library_reads(stream)
+
+
+def test_the_library_has_the_parts_that_reading_in_bulk_leans_on() -> None:
+    """When this fails the library has changed: see `FrameReader`; until then it reads every frame itself."""
+    assert has_known_insides(websocket.WebSocket())
+    reader = FrameReader()
+    reader.release()
+    assert reader._in_bulk
+    assert not has_known_insides(SimpleNamespace(frame_buffer=None, cont_frame=None))
+    assert not has_known_insides(websocket.WebSocket(), library=object)
+
+
+@pytest.fixture
+def strange_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing of the library's insides be known, nor ours be called by it."""
+    monkeypatch.setattr(websocket_wire, "has_known_insides", lambda _: False)
+    monkeypatch.delattr(FrameReader, "_recv")
+    monkeypatch.delattr(FrameReader, "_send")
+
+
+@pytest.mark.usefixtures("strange_library")
+def test_a_library_with_other_insides_reads_every_frame() -> None:
+    stream = frame(PAYLOAD) + frame(b"p", PING) + fragments(b"abcdef", TEXT, 3) + frame(b"x" * 126) + masked(b"m")
+    payloads = []
+    with opened() as (reader, peer):
+        for start in range(0, len(stream), 7):
+            peer.sendall(stream[start : start + 7])
+            payloads += read_what_came(reader)
+        assert payloads == [PAYLOAD, b"abcdef", b"x" * 126, b"m"]
+        assert from_client(peer).data == b"p"
+        with pytest.raises(TimeoutError):
+            reader.read(time.monotonic() + 0.05)
+        threading.Timer(0.1, reader.wake).start()
+        with pytest.raises(Woken):
+            reader.read(soon())
+        reader.say_goodbye(soon())
+        peer.sendall(frame(PAYLOAD) + close_frame(1001, b"gone"))
+        assert read_all(reader, 1) == [PAYLOAD]
+        assert reader.read(soon()) == ([], True)
+        assert (reader.close_code, reader.close_text) == (1001, "gone")
+
+
+@pytest.mark.usefixtures("strange_library")
+def test_a_library_with_other_insides_notices_the_end_of_the_stream() -> None:
+    with opened() as (reader, peer):
+        peer.sendall(frame(PAYLOAD) + frame(b"half")[:3])
+        peer.shutdown(socket.SHUT_WR)
+        assert read_all(reader, 1) == [PAYLOAD]
+        with pytest.raises((ConnectionLost, websocket.WebSocketException)):
+            reader.read(soon())
 
 
 def test_pings_between_fragments_are_answered_with_their_payload() -> None:
