@@ -79,6 +79,25 @@ def test_every_method_of_a_class_that_a_document_names_exists() -> None:
     assert [one for one in named if one[1] in members and one[2] not in members[one[1]]] == []
 
 
+def reasons_of_unfilled_gaps() -> set[str]:
+    """Return what the code gives as the reason when it gives ids up: words in its calls, or in who decides."""
+    deciding, giving_up = {"_unfillable", "_for_good", "_ask"}, {"abandon", "gap_unfillable"}
+    found: set[str] = set()
+    for name in ("backfill", "continuity"):
+        for one in ast.walk(ast.parse((ROOT / "src" / f"{name}.py").read_text())):
+            decides = isinstance(one, ast.FunctionDef) and one.name in deciding
+            gives_up = (
+                isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) and one.func.attr in giving_up
+            )
+            if decides or gives_up:
+                found |= {word.value for word in ast.walk(one) if isinstance(word, ast.Constant) and word.value}
+    return {word for word in found if isinstance(word, str) and re.fullmatch(r"[a-z_]+", word)}
+
+
+def test_the_runbook_explains_every_reason_of_an_unfilled_gap_and_no_other() -> None:
+    assert set(table("deploy/RUNBOOK.md", "reasons")) == reasons_of_unfilled_gaps()
+
+
 def test_every_feature_names_a_test_or_a_command_that_exists() -> None:
     lines = [line for line in (ROOT / "FEATURES.md").read_text().splitlines() if line.startswith("- ")]
     assert len(lines) > 40
