@@ -36,11 +36,12 @@ Ids: TypeAlias = "dict[Which, list[Interval]]"
 def ids_of(events: Iterable[Event]) -> Ids:
     """Return the ids of events whose streams count, in the order of coming; consecutive ones are one interval.
 
-    Of depth that was read from disk the stream's name lacks its speed.
+    Of depth that was read from disk the stream's name lacks its speed. An update of a bar that is not closed yet is
+    none: the bar is there once it is closed.
     """
     found: Ids = {}
     for event in events:
-        if (at := place_of(event)) is None:
+        if (at := place_of(event)) is None or not at.final:
             continue
         route = event.route
         which = Which(at.stream, (route.key or b"").decode(), route.event_type, route.topic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,20 @@ def test_ids_of_a_stream_are_merged_wherever_they_were_lost() -> None:
     lost.note(ids_of(from_disk(5, 6, 9)))
     assert lost.take(10) == [(TRADE, [(5, 9), (20, 20)])]
     assert lost.take(10) == []
+
+
+def test_an_update_of_an_open_bar_is_no_bar_that_is_lost() -> None:
+    route = Route("kline", "raw", b"BTCUSDT", b"", 0, b"", "btcusdt@kline_1m")
+    bar = {"t": 60_000, "T": 119_999, "s": "BTCUSDT", "i": "1m"}
+    read = [
+        Event(route, json.dumps({"s": "BTCUSDT", "k": bar | {"x": closed}}).encode(), 1, 0, 60_000, 119_999, closed)
+        for closed in (False, True)
+    ]
+    from_disk = [Event(msgspec.structs.replace(route, stream=""), event.value, 1, 7) for event in read]
+    for opened, closed in (read, from_disk):
+        assert ids_of([opened]) == {}
+        ((which, ids),) = ids_of([opened, closed]).items()
+        assert (which.stream, ids) == ("btcusdt@kline_1m", [(60_000, 119_999)])
 
 
 def test_what_no_exchange_gives_again_by_id_is_not_kept() -> None:
