@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +25,12 @@ from benchmarks.runs import PIPELINES, Look, Result, Task, run
 from sandbox.brokers import BROKERS
 
 SAMPLES_A_SECOND = 250
-SHOWN = 25
+SHOWN = 16
 WAITING = (
     "EpollSelector.select (selectors.py)",
     "Condition.wait (threading.py)",
     "sigwait (signal.py)",
-    "ReadAheadSocket._wait (websocket_wire.py)",
+    "ReadAheadSocket._wait_for (websocket_wire.py)",
 )
 """Where threads wait for something to do; py-spy cannot tell that from work everywhere."""
 
@@ -69,7 +70,8 @@ def _function(frame: str) -> str:
 
 def text(profile: Profile, result: Result) -> str:
     """Return the tables; a function's microseconds are its share of the CPU time a message."""
-    parts = [report.line(result), f"{profile.samples} samples of threads at work", ""]
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    parts = [f"{when}, {profile.samples} samples of threads at work", report.line(result), ""]
     parts += [
         f"{count / profile.samples:8.1%}  thread {thread}" for thread, count in profile.threads.most_common()
     ]

@@ -2,7 +2,7 @@
 
 | leg | from | to |
 |---|---|---|
-| send_to_read | the block with the frame is handed to the kernel | the service has read it from its socket |
+| send_to_read | its block goes to the kernel, or was due if it is late | the service has read it from its socket |
 | read_to_buffer | ... | its event is in the buffer: cut, decoded, enriched, put |
 | send_to_buffer | the first of these | the last of these |
 | buffer_to_ack | ... | Kafka's acknowledgement has reached the service |
@@ -42,7 +42,7 @@ LEGS = ("send_to_read", "read_to_buffer", "send_to_buffer", "buffer_to_ack", "re
 
 
 def sent_at_ns(blocks: Sequence[tuple[int, int]], frame: int) -> int:
-    """Return when the block with that frame (counted from 0) was handed to the kernel."""
+    """Return when the block with that frame (counted from 0) was handed to the kernel, or due if it was late."""
     return blocks[bisect.bisect_right(blocks, frame, key=lambda block: block[0])][1]
 
 

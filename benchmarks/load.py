@@ -9,7 +9,8 @@ frames ahead of the count that FILE holds, so that the receiver's own speed sets
 Its last line of JSON says how it went: how far it fell behind the pace at worst and how much of the time it had
 nothing to do but wait, which shows that it was not the bottleneck. A block waits in `sendall` when the client does
 not read. With `--blocks FILE` the times of all blocks are kept: frames up to which number, handed to the kernel
-when (monotonic clock, ns); that tells the send time of each frame without a mark in it.
+when (monotonic clock, ns), or due when, if that was more than 2 ms earlier; that tells the send time of each frame
+without a mark in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hashlib
 import json
 import mmap
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 BLOCK_FRAMES = 2000
 """At most so many frames are handed to the kernel at once."""
+LATE_SECONDS = 0.002
+"""A block that is so late counts as sent when it was due: a client that does not read shall not look fast."""
 POLL_SECONDS = 0.001
 SPIN_SECONDS = 0.0002
 HEADER_BYTES = 4
@@ -197,7 +201,7 @@ class Sender:
         self._client = client
         self._frames = frames
         self.blocks: list[tuple[int, int]] = []
-        """Number of frames sent so far, and when (monotonic, ns) the block before was handed to the kernel."""
+        """Number of frames sent so far, and when (monotonic, ns) the last was handed to the kernel, or due."""
 
     def paced(self, rate: float, tick: float) -> Sent:
         """Send `rate` frames a second; each tick what is due."""
@@ -218,7 +222,8 @@ class Sender:
             allowed = min(pace.allowed(), total, sent + BLOCK_FRAMES)
             if allowed > sent:
                 piece, sent = self._frames.piece(sent, allowed)
-                blocked += self._send_block(piece, sent)
+                late = pace.behind(sent)
+                blocked += self._send_block(piece, sent, late if late > LATE_SECONDS else 0.0)
                 behind = max(behind, pace.behind(sent))
             if pace.allowed() <= sent < total:
                 before = time.monotonic()
@@ -227,15 +232,15 @@ class Sender:
         seconds = time.monotonic() - started_at
         return Sent(total, seconds, behind, waited / seconds, blocked / seconds)
 
-    def _send_block(self, piece: memoryview, sent: int) -> float:
+    def _send_block(self, piece: memoryview, sent: int, late: float) -> float:
         before = time.monotonic_ns()
         self._client.sendall(piece)
-        self.blocks.append((sent, before))
+        self.blocks.append((sent, before - int(late * 1e9)))
         return (time.monotonic_ns() - before) / 1e9
 
 
-def accept(listener: socket.socket) -> tuple[socket.socket, list[str]]:
-    """Take one client through its handshake, and through its SUBSCRIBE unless its URL names the streams.
+def accept(listener: socket.socket, tls: Path | None = None) -> tuple[socket.socket, list[str]]:
+    """Take one client through its handshakes, and through its SUBSCRIBE unless its URL names the streams.
 
     Returns the streams of the SUBSCRIBE, too.
     """
@@ -243,6 +248,10 @@ def accept(listener: socket.socket) -> tuple[socket.socket, list[str]]:
     client.settimeout(None)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+        client = context.wrap_socket(client, server_side=True)
     request = b""
     while b"\r\n\r\n" not in request:
         request += client.recv(65536)
@@ -305,11 +314,11 @@ def serve(arguments: argparse.Namespace) -> None:
         _say(event="load_started", port=listener.getsockname()[1])
         listener.settimeout(CLIENT_SECONDS)
         if arguments.subscribed:
-            client, streams = accept(listener)
+            client, streams = accept(listener, arguments.tls)
             frames = Frames(arguments.load, arguments.count, arguments.stretch, streams)
         else:
             frames = Frames(arguments.load, arguments.count, arguments.stretch)
-            client, streams = accept(listener)
+            client, streams = accept(listener, arguments.tls)
     _say(event="load_subscribed", streams=streams)
     sys.stdin.readline()
     sender, cpu_before = Sender(client, frames), time.process_time()
@@ -343,6 +352,7 @@ def main() -> None:
     parser.add_argument(
         "--stretch", type=int, help="encode so many ahead, not all: for a load too long for memory"
     )
+    parser.add_argument("--tls", type=Path, help="serve over TLS, with the key and the certificate of this file")
     parser.add_argument("--subscribed", action="store_true", help="send only what the client subscribed to")
     parser.add_argument("--rate", type=float, default=20_000, help="frames a second")
     parser.add_argument("--tick", type=float, default=0.001, help="seconds between blocks")

@@ -2,8 +2,8 @@
 
 Each of its places, `<!-- NAME -->` to `<!-- end of NAME -->`, is rewritten from what stands below build/bench:
 the results of `make bench` and `make bench-kafka`, `make bench-shards` and `make bench-shards-paced`, `make
-soak`. What was not measured here is taken from benchmarks/results, where everything that is shown is kept, plots
-too; so no figure there is typed by hand.
+soak` and `make profile`. What was not measured here is taken from benchmarks/results, where everything that is
+shown is kept, plots too; so no figure there is typed by hand.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import following
+from benchmarks.bench import LOADS
 from benchmarks.children import ROOT
 from benchmarks.latency import LEGS
 from benchmarks.report import NAMES, OTHERS, SPACINGS, USUAL_RATE, busiest
@@ -26,6 +27,7 @@ MEASURED = ROOT / "build" / "bench"
 KEPT = ROOT / "benchmarks" / "results"
 COMMANDS = {"embedded": "make bench", "kafka4": "make bench-kafka"}
 QUICK = " in short (`--quick`: for a look, not for figures)"
+PROFILE = "hotspots-fast-trades.txt"
 _SAMPLE_EACH = 10
 """Of the seconds of a soak so many are kept."""
 BROKER_NAMES = {"embedded": "the embedded broker", "kafka4": "Apache Kafka 4.4", "kafka3": "Apache Kafka 3.9"}
@@ -51,9 +53,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _targets(results: dict[str, dict[str, Any]], soaked: dict[str, Any]) -> str:
     columns: dict[tuple[str, str], dict[str, str]] = {}
-    for broker, found in results.items():
+    for number, (broker, found) in enumerate(results.items()):
         what = ""
         for row in found["summary"]["targets"]:
+            if number and row["path"][0] == "following_us":  # no broker takes part: it is the same measurement
+                continue
             what = f"{what.partition(': ')[0]}: CPU" if row["what"] == "the same, CPU" else row["what"]
             limit = f"{row['sign']} {row['limit']:,} {row['unit']}"
             verdict = "" if row["holds"] else " **missed**"
@@ -81,12 +85,12 @@ def _about(broker: str, found: dict[str, Any]) -> str:
     shortened = QUICK if found["effort"] == "quick" else ""
     return (
         f"### {name[0].upper() + name[1:]}\n\n"
-        f"`{COMMANDS[broker]}`{shortened}, {found['started']}, {found['seconds']:.0f} s, "
+        f"`{COMMANDS[broker]}` (`{found['command']}`){shortened}, {found['started']}, {found['seconds']:.0f} s, "
         f"{len(found['rounds'])} rounds. "
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Python {machine['python']}. "
         f"Load average {averages[0]:.1f} to {averages[-1]:.1f}. The generator alone: {alone}. "
-        f"{summary['records_verified']:,} records were read back: complete, none twice, in order per symbol. "
-        f"Faulty runs: {len(summary['faults'])}. Paced runs made a second time: {len(found['repeated'])}."
+        f"{summary['records_verified']:,} records were read back: complete by id, none twice, in order. "
+        f"Faulty runs: {len(summary['faults'])}. {_repeated(found['repeated'])}"
     )
 
 
@@ -98,6 +102,8 @@ def _throughput(found: dict[str, Any]) -> str:
             [
                 f"{NAMES[pipeline]}, {load}",
                 f"{row['rate']:,.0f}",
+                f"{row['least']:,.0f} to {row['most']:,.0f}",
+                f"{row['seconds']:.1f}",
                 f"{row['cpu_us']:.1f}",
                 f"{row['cores']:.2f}",
                 f"{row['times_naive']:.1f}" if "times_naive" in row else "-",
@@ -105,7 +111,17 @@ def _throughput(found: dict[str, Any]) -> str:
                 f"{row['idle_mb']:.0f} / {row['peak_mb']:.0f}",
             ]
         )
-    head = ["median of the rounds", "msg/s", "µs CPU", "cores", "x naive", "x in CPU", "MB idle / most"]
+    head = [
+        "median of the rounds",
+        "msg/s",
+        "from, to",
+        "s",
+        "µs CPU",
+        "cores",
+        "x naive",
+        "x in CPU",
+        "MB idle / most",
+    ]
     return _table(head, rows)
 
 
@@ -118,7 +134,26 @@ def _latency(found: dict[str, Any]) -> str:
         for title, legs in found["summary"]["latency_ms"].items()
         for leg in LEGS
     ]
-    return _table(["ms", "p50", "p90", "p99", "p99.9"], rows)
+    paced = [
+        [
+            title,
+            f"{row['offered']:,.0f}",
+            f"{row['rate']:,.0f}",
+            f"{row['behind_ms']:.0f}",
+            f"{row['samples']:,}",
+            row["fault"] or "kept",
+        ]
+        for title, row in found["summary"]["paced"].items()
+    ]
+    head = ["paced runs", "offered/s", "delivered/s", "generator behind, ms", "events traced", "the pace was"]
+    return _table(["ms", "p50", "p90", "p99", "p99.9"], rows) + "\n\n" + _table(head, paced)
+
+
+def _repeated(runs: list[dict[str, Any]]) -> str:
+    """Say which paced runs were made again, and why."""
+    if not runs:
+        return "Every pace was kept at the first try."
+    return "Made again: " + "; ".join(f"{run['load']}: {run['fault']}" for run in runs) + "."
 
 
 def _usual(found: dict[str, Any]) -> str:
@@ -157,11 +192,16 @@ def shards_section(closed_loop: dict[str, Any], paced: dict[str, Any]) -> str:
     """Return what several processes brought: as fast as they go, and at a pace that leaves cores idle."""
     parts = []
     if closed_loop.get("outcomes"):
-        parts += [f"As fast as they go, `make bench-shards`, {_conditions(closed_loop)}:", _shares(closed_loop)]
+        parts.append(
+            f"As fast as they go, `make bench-shards` (`{closed_loop['command']}`), the median of "
+            f"{closed_loop['rounds']} rounds, {_conditions(closed_loop)}:"
+        )
+        parts.append(_shares(closed_loop))
         parts.append("\n".join(f"- {_together(outcome)}" for outcome in closed_loop["outcomes"]))
     if paced.get("rates"):
         parts.append(
-            f"At a pace, `make bench-shards-paced`, {paced['seconds']:.0f} s each, {_conditions(paced)}. "
+            f"At a pace, `make bench-shards-paced` (`{paced['command']}`), {paced['seconds']:.0f} s each, "
+            f"{_conditions(paced)}. "
             "An added process is to bring 85 % of the first as long as cores are idle:"
         )
         parts.append(_verdicts(paced))
@@ -211,7 +251,7 @@ def _verdicts(found: dict[str, Any]) -> str:
             [
                 f"{alone['offered']:,.0f}",
                 "1",
-                "100.0 %",
+                f"{alone['rate'] / alone['offered']:.1%} of that".replace("%", " %"),
                 f"{alone['shares'][0]['cpu_us']:.2f}",
                 f"{alone['idle']:.2f}",
                 "",
@@ -271,22 +311,37 @@ def _ages(age: dict[str, float]) -> str:
     return " / ".join(f"{age[name]:.0f}" for name in ("p50", "p99", "p999")) + " ms"
 
 
+def profile_section(found: str) -> str:
+    """Return where the time goes."""
+    return f"`make profile`:\n\n```\n{found.rstrip()}\n```"
+
+
 def keep() -> None:
     """Copy what was measured here to where what is shown is kept."""
     KEPT.mkdir(exist_ok=True)
     for broker in COMMANDS:
-        if (MEASURED / broker / "results.json").is_file():
+        if _whole(MEASURED / broker / "results.json"):
             shutil.copyfile(MEASURED / broker / "plot.svg", KEPT / f"{broker}.svg")
             shutil.copyfile(MEASURED / broker / "results.json", KEPT / f"{broker}.json")
     for name in ("shards", "shards-paced"):
         if (MEASURED / f"{name}.json").is_file():
             shutil.copyfile(MEASURED / f"{name}.json", KEPT / f"{name}.json")
+    if (MEASURED / PROFILE).is_file():
+        shutil.copyfile(MEASURED / PROFILE, KEPT / PROFILE)
     soaks = [path for path in sorted(MEASURED.glob("soak-*.json")) if _long_enough(path)]
     if soaks:
         found = json.loads(soaks[-1].read_text())
         found["samples"] = found["samples"][::_SAMPLE_EACH]
         (KEPT / "soak.json").write_text(json.dumps(found) + "\n")
         shutil.copyfile(soaks[-1].with_suffix(".svg"), KEPT / "soak.svg")
+
+
+def _whole(path: Path) -> bool:
+    """Whether the results of everything are there, and no run was faulty in what it delivered."""
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text())
+    return found["effort"] == "full" and len(found["rounds"][0]) == len(NAMES) * len(LOADS)
 
 
 def _long_enough(soak: Path) -> bool:
@@ -320,7 +375,11 @@ def main() -> int:
     soaked = kept("soak")
     document = with_place(path.read_text(), "results", section(results, soaked))
     document = with_place(document, "shards", shards_section(kept("shards"), kept("shards-paced")))
-    path.write_text(with_place(document, "soak", soak_section(soaked) if soaked else ""))
+    document = with_place(document, "soak", soak_section(soaked) if soaked else "")
+    profiled = KEPT / PROFILE
+    path.write_text(
+        with_place(document, "profile", profile_section(profiled.read_text()) if profiled.is_file() else "")
+    )
     return 0
 
 

@@ -20,7 +20,11 @@ USUAL_RATE = 500
 """Messages a second of five symbols at the live exchange's usual pace."""
 
 OTHERS = "all others"
-SPACINGS = {"recorded": "as recorded", "even": "evenly spaced, the worst case"}
+SPACINGS = {
+    "recorded": "as recorded",
+    "tls": "as recorded, over TLS",
+    "even": "evenly spaced, the worst case",
+}
 
 NAMES = {
     "naive": "naive reference",
@@ -52,6 +56,8 @@ def medians(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
         fields = ("rate", "cpu_us", "cores", "idle_mb", "load_average")
         row = {field: statistics.median(getattr(result, field) for result in results) for field in fields}
         row["peak_mb"] = max(result.peak_mb for result in results)
+        row["seconds"] = statistics.median(result.frames / max(result.rate, 1e-9) for result in results)
+        row["least"], row["most"] = (end(result.rate for result in results) for end in (min, max))
         row["bytes_a_frame"] = results[0].bytes_a_frame
         found[name] = row | ratios(rounds, name)
     return found
@@ -77,9 +83,8 @@ def summary(
     found: dict[str, Any] = {
         "throughput": medians(rounds) if rounds else {},
         "latency_ms": {title: result.legs for title, result in latency.items() if result.legs},
-        "behind_ms": {
-            title: 1000 * result.generator["behind_seconds"] for title, result in latency.items() if result.legs
-        },
+        "paced": {title: _paced(result) for title, result in latency.items() if result.legs},
+        "memory_full_mb": _most_memory(everything),
         "usual": {spacing: result.steady for spacing, result in usual.items() if result.steady},
         "usual_percent": {
             spacing: result.steady["cpu_us"] * USUAL_RATE / 1e4
@@ -95,6 +100,22 @@ def summary(
     return found
 
 
+def _paced(result: Result) -> dict[str, Any]:
+    return {
+        "offered": result.offered,
+        "rate": result.rate,
+        "behind_ms": 1000 * result.generator["behind_seconds"],
+        "samples": result.legs["send_to_ack"]["samples"],
+        "fault": result.fault,
+    }
+
+
+def _most_memory(results: Sequence[Result]) -> float:
+    """Return the most that the service took in any run, MB."""
+    ours = [NAMES["seeds"], NAMES["fast"]]
+    return max((result.peak_mb for result in results if result.pipeline in ours), default=0.0)
+
+
 def _worst(followed: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the larger of both loads' costs, by the size of chunks."""
     kinds = {
@@ -108,7 +129,7 @@ def text(broker: str, found: dict[str, Any]) -> str:
     """Return the tables."""
     parts = [_throughput_text(broker, found), _latency_text(found), _usual_text(found)]
     parts += [following.text(found["following"]) if found["following"] else "", _targets_text(found)]
-    parts.append(f"{found['records_verified']:,} records read back: complete, none twice, in order per symbol")
+    parts.append(f"{found['records_verified']:,} records read back: complete by id, none twice, in order")
     parts += [f"FAULT {fault}" for fault in found["faults"]]
     return "\n\n".join(part for part in parts if part)
 
@@ -134,7 +155,11 @@ def _latency_text(found: dict[str, Any]) -> str:
         return ""
     rows = [f"{'Latency in ms':34}{'p50':>10}{'p90':>10}{'p99':>10}{'p99.9':>10}"]
     for title, legs in found["latency_ms"].items():
-        rows.append(f"{title}; the generator was up to {found['behind_ms'][title]:.0f} ms behind")
+        paced = found["paced"][title]
+        rows.append(
+            f"{title}; offered {paced['offered']:,.0f}/s, delivered {paced['rate']:,.0f}/s, {paced['samples']:,} "
+            f"samples, the generator was up to {paced['behind_ms']:.0f} ms behind {paced['fault']}"
+        )
         for leg in LEGS:
             cells = "".join(f"{legs[leg][name]:10.3f}" for name in ("p50", "p90", "p99", "p999"))
             rows.append(f"  {leg.replace('_', ' '):32}{cells}")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import trustme
+
 from benchmarks import loads, peer_venv
 from benchmarks.children import ROOT, Child, load_average
 from benchmarks.follower import Follower
@@ -24,6 +26,7 @@ from sandbox.near import ask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 STALLED_SECONDS = 10.0
 """Without a new record in the topics for so long, a run is over."""
@@ -60,7 +63,7 @@ PIPELINES = {
         "naive reference",
         ("-m", "benchmarks.naive"),
         window=4_000,
-        expected_rate={"trades": 13_000, "realistic": 6_000},
+        expected_rate={"trades": 9_000, "realistic": 6_000},
         product=False,
     ),
     "peer": Pipeline(
@@ -73,13 +76,13 @@ PIPELINES = {
     "seeds": Pipeline(
         "service, the seeds' settings",
         (str(ROOT / "main.py"),),
-        expected_rate={"trades": 80_000, "realistic": 40_000},
+        expected_rate={"trades": 165_000, "realistic": 55_000},
     ),
     "fast": Pipeline(
         "service, high-throughput settings",
         (str(ROOT / "main.py"),),
         HIGH_THROUGHPUT,
-        expected_rate={"trades": 180_000, "realistic": 80_000},
+        expected_rate={"trades": 200_000, "realistic": 80_000},
     ),
 }
 
@@ -105,6 +108,8 @@ class Result:
     fault: str = ""
     """Empty when every record was read back and is there once and in order, and the books of the service agree."""
     bytes_a_frame: float = 0.0
+    offered: float | None = None
+    """Messages a second, of a paced run."""
     legs: dict[str, dict[str, float]] = field(default_factory=dict)
     steady: dict[str, Any] = field(default_factory=dict)
     """Of a run that was watched for it: what it cost once it was under way, see `benchmarks/steady.py`."""
@@ -131,6 +136,8 @@ class Task:
     tick: float = 0.001
     arrivals: str = "even"
     """How a paced load is spaced: `even` or `recorded`."""
+    tls: bool = False
+    """Whether the frames come over TLS, as those of the exchange do."""
     stretch: int | None = None
     """How many frames the generator encodes ahead; None: all."""
     trace_every: int = 0
@@ -153,6 +160,7 @@ class Run:
         self.topics = RunTopics(bootstrap_servers, peer=task.pipeline.is_peer)
         self._stack.callback(self.topics.close)
         self._progress = Progress.create(self._folder / "progress")
+        self._authority = trustme.CA(key_type=trustme.KeyType.ECDSA) if task.tls else None
         self._generator = self._start_generator()
         self._stack.callback(self._generator.stop)
         self._monitoring = free_port()
@@ -177,14 +185,23 @@ class Run:
         files = ["--progress", str(self._folder / "progress"), "--blocks", str(self._folder / "blocks")]
         arguments = ["-m", "benchmarks.load", "--load", self._load, "--count", str(task.frames)]
         stretch = ["--stretch", str(task.stretch)] if task.stretch else []
-        command = [sys.executable, *arguments, *pace, *window, *files, *stretch]
+        command = [sys.executable, *arguments, *pace, *window, *files, *stretch, *self._tls()]
         return Child("load", command, self._folder, {}, piped=True)
+
+    def _tls(self) -> list[str]:
+        """Write the certificates' files; return what the generator is told of its own."""
+        if self._authority is None:
+            return []
+        file = self._folder / "server.pem"
+        self._authority.cert_pem.write_to_path(str(self._folder / "authority.pem"))
+        self._authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(str(file))
+        return ["--tls", str(file)]
 
     def _start_pipeline(self, bootstrap_servers: str, rest_url: str) -> Child:
         task = self._task
         pipeline = task.pipeline
         variables = self.topics.variables() | {
-            "BINANCE_WS_BASE_URL": f"ws://127.0.0.1:{self._generator.line()['port']}/ws",
+            "BINANCE_WS_BASE_URL": f"{'wss' if task.tls else 'ws'}://{HOST}:{self._generator.line()['port']}/ws",
             "BINANCE_REST_BASE_URL": rest_url if pipeline.is_peer else f"{rest_url}{LIVE}",
             "BINANCE_STREAMS": loads.streams(self._load),
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -199,7 +216,8 @@ class Run:
         }
         python = str(peer_venv.python()) if pipeline.is_peer else sys.executable
         arguments = ["-m", "benchmarks.traced"] if task.trace_every else list(pipeline.arguments)
-        settings = pipeline.settings | task.settings
+        trusted = {"SSL_CERT_FILE": str(self._folder / "authority.pem")} if task.tls else {}
+        settings = pipeline.settings | trusted | task.settings
         return Child("pipeline", [python, *arguments], self._folder, variables | settings)
 
     def __enter__(self) -> Self:
@@ -230,6 +248,7 @@ class Run:
             peak_mb=self._child.memory_mb(peak=True) if self._child.running else 0.0,
             load_average=load_average(),
             generator={},
+            offered=task.rate,
         )
         exit_code = self._child.stop()
         sent = loads.counts(self._load, task.frames)

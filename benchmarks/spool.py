@@ -42,7 +42,7 @@ def main() -> int:
                 "draining": _measured("draining", asked.events, lambda: _drain(spool)),
             }
             paced = min(asked.events, 5 * WANTED["spooling"])
-            rates["spooling"] = _measured("sustained", paced, lambda: _follow(spool, events[:paced]))
+            rates["sustained"] = _measured("sustained", paced, lambda: _follow(spool, events[:paced]))
     return 1 if any(rate < NEARLY * WANTED[name] for name, rate in rates.items()) else 0
 
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ class Steady:
         self._seconds = seconds
         self._seen = 0
         self._first_at: float | None = None
+        self._begin_at = 0.0
         self._begin: Moment | None = None
         self._last: Moment | None = None
         self._names: dict[int, str] = {}
@@ -50,9 +52,11 @@ class Steady:
         self._seen = look.count
         if self._first_at is None:
             self._first_at = look.at
+            asked_at = time.monotonic()
+            self._names = thread_names(look.child)  # stops the process for a moment: before what is measured
+            self._begin_at = look.at + max(SETTLED_SECONDS, time.monotonic() - asked_at)
         elif self._begin is None:
-            if look.at >= self._first_at + SETTLED_SECONDS:
-                self._names = thread_names(look.child)
+            if look.at >= self._begin_at:
                 self._begin = self._last = _moment(look)
         elif look.at <= self._first_at + self._seconds:
             self._last = _moment(look)

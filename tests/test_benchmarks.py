@@ -27,6 +27,7 @@ import pytest
 
 from benchmarks import (
     arrivals,
+    bench,
     following,
     hotspots,
     loads,
@@ -181,6 +182,28 @@ def test_a_paced_generator_keeps_its_pace_and_says_when_each_block_went(receiver
     assert before <= sender.blocks[0][1] <= sender.blocks[-1][1]
 
 
+def test_a_block_that_is_late_counts_as_sent_when_it_was_due() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sender = Sender(ours, Frames("trades", 1000))
+
+        def read_late() -> None:
+            threading.Event().wait(0.5)
+            while theirs.recv(1 << 20):
+                pass
+
+        reader = threading.Thread(target=read_late)
+        reader.start()
+        started_ns = time.monotonic_ns()
+        sent = sender.paced(10_000, 0.001)
+        ours.close()
+        reader.join()
+    assert sent.behind_seconds > 0.3
+    for count, at in sender.blocks:
+        assert abs(at - started_ns - count * 100_000) < 100_000_000  # 0.1 ms a frame
+
+
 def test_a_generator_that_could_not_keep_its_pace_says_by_how_much(receiver: Any) -> None:
     ours, _, _ = receiver
     assert Sender(ours, Frames("trades", 100_000)).paced(1e9, 0.001).behind_seconds > 0.001
@@ -278,6 +301,25 @@ def test_legs_are_differences_of_the_moments(tmp_path: Path) -> None:
 def test_every_place_that_is_traced_is_there() -> None:
     for module, owner, method in traced.PROBED.values():
         assert callable(getattr(getattr(import_module(module), owner), method))
+
+
+def test_a_pace_that_was_not_kept_is_named() -> None:
+    task = Task(PIPELINES["fast"], "trades", 10_000, 1_000.0, trace_every=10)
+    kept = result(990, 5, legs={"send_to_ack": {"samples": 1000}})
+    assert bench.not_kept(task, kept) == ""
+    assert "delivered 900/s" in bench.not_kept(task, replace(kept, rate=900))
+    assert "0.30 s behind" in bench.not_kept(task, replace(kept, generator={"behind_seconds": 0.3}))
+    assert "9,000 of 10,000" in bench.not_kept(task, replace(kept, legs={"send_to_ack": {"samples": 900}}))
+
+
+def test_the_most_memory_is_that_of_the_service_in_any_run() -> None:
+    ours = replace(
+        result(100, 5, legs={"send_to_ack": {"samples": 1}}), pipeline=report.NAMES["fast"], peak_mb=161.0
+    )
+    others = replace(result(100, 5), peak_mb=500.0)
+    found = report.summary([{"naive trades": others, "fast trades": others}], {"80 %": ours}, {})
+    assert found["memory_full_mb"] == 161.0
+    assert found["paced"]["80 %"]["samples"] == 1
 
 
 def result(rate: float, cpu_us: float, **others: Any) -> Result:
@@ -475,6 +517,15 @@ def test_a_profile_counts_functions_and_leaves_waiting_out() -> None:
     assert profile.cumulative["main (a.py)"] == 8
 
 
+def test_what_counts_as_waiting_is_still_called_so() -> None:
+    called = re.compile(r"(\w+)\.(\w+) \((\w+)\.py\)")
+    places = [found.groups() for name in hotspots.WAITING if (found := called.fullmatch(name))]
+    ours = [place for place in places if (ROOT / "src" / f"{place[2]}.py").is_file()]
+    assert ours
+    for owner, method, module in ours:
+        assert callable(getattr(getattr(import_module(f"src.{module}"), owner), method))
+
+
 def test_a_child_gets_none_of_the_users_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_LINGER_MS", "777")
     child = Child("show", ["env"], tmp_path, {"BINANCE_SYMBOLS": "X"})
@@ -496,7 +547,7 @@ def test_a_traced_run_of_the_real_service_is_complete_and_timed(broker: Broker) 
     assert 0 <= measured.legs["send_to_read"]["p50"] <= measured.legs["send_to_ack"]["p50"]
 
 
-def test_a_run_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(broker: Broker) -> None:
+def test_a_run_over_tls_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(broker: Broker) -> None:
     watched = Steady(4.0)
     task = Task(
         PIPELINES["seeds"],
@@ -505,6 +556,7 @@ def test_a_run_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(br
         500,
         stretch=500,
         arrivals="recorded",
+        tls=True,
         watch=watched.watch,
         follow=True,
     )
@@ -532,7 +584,7 @@ def test_a_short_soak_of_the_real_service_is_sampled_timed_and_compared() -> Non
     text = markdown.soak_section(soak.kept(arguments, soaked))
     assert "**too short to tell**" in text
     assert "every one read back" in text
-    measured = {"summary": {"targets": []}}
+    measured: dict[str, Any] = {"summary": {"targets": []}}
     table = markdown._targets({"embedded": measured, "kafka4": measured}, {"summary": found})
     assert "over 0 minutes at 500/s, its climb" in table
     assert table.endswith("**missed** | - |")  # what was not told to be flat is no target met
@@ -643,6 +695,13 @@ def test_the_page_has_every_place_and_its_tables_can_be_made_from_what_is_kept()
         assert (ROOT / name).is_file()
 
 
+def test_a_first_process_that_falls_short_says_nothing_about_the_others() -> None:
+    first = shards.Outcome([share(900)], 900, 0.1, "", 1.0, 1000)
+    added = shards.Outcome([share(900), share(900)], 1800, 0.2, "", 0.5, 1000)
+    assert shards.verdict(first, added).word == "the first alone falls short"
+    assert shards.verdict(first._replace(offered=None), added._replace(offered=None)).word == "holds"
+
+
 def test_what_several_processes_brought_is_told_with_its_verdict() -> None:
     first = shards.Outcome([share(1000)], 1000, 0.1, "", 1.0, 1000)
     added = shards.Outcome([share(1000), share(990)], 1990, 0.2, "", 0.5, 1000)
@@ -655,6 +714,8 @@ def test_what_several_processes_brought_is_told_with_its_verdict() -> None:
         "pipeline": "fast",
         "broker": "embedded",
         "seconds": 20.0,
+        "rounds": 3,
+        "command": "python -m benchmarks.shards",
     }
     text = markdown.shards_section(about | rows, about | {"rates": [rows]})
     assert "| 1,000 | 2 | 99.0 % | 5.00, 5.00 | 0.50 | holds |" in text
