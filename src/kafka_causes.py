@@ -100,10 +100,11 @@ def _hear_last_words() -> None:
     """Mend kafka-python 3.0.12, which throws away what it has read when the end of the stream comes with it.
 
     Brokers refuse a login like that, in one go; with TLS or a busy machine the reason was nearly always lost.
+    A version that reads in another way is left as it is.
     """
     for transport in (KafkaTCPTransport, KafkaSSLTransport):
-        read = transport._sock_recv  # noqa: SLF001
-        if not hasattr(read, "__wrapped__"):
+        read = getattr(transport, "_sock_recv", None)
+        if read is not None and not hasattr(read, "__wrapped__"):
             transport._sock_recv = _data_before_the_end(read)  # noqa: SLF001
 
 
