@@ -79,6 +79,11 @@ class NotConnectedError(KafkaError):  # type: ignore[misc] # kafka-python has no
         return self.cause
 
 
+def check_of(error: BaseException) -> str | None:
+    """Return what to look at when a broker refuses something to this user, else None."""
+    return _RIGHTS if isinstance(error, AuthorizationError) else None
+
+
 @contextmanager
 def causes_named() -> Iterator[None]:
     """Turn a failure to reach Kafka inside the block into a `NotConnectedError`; let every other error pass."""

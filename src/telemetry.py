@@ -372,10 +372,10 @@ class Telemetry:
             counts["bytes_sent"] += size
             self._flow.acknowledged(events, now_ms)
 
-    def producer_broken_off(self, error: BaseException) -> None:
+    def producer_broken_off(self, error: BaseException, check: str | None = None) -> None:
         """Log that the producer lost a record and is replaced; everything unacknowledged is sent again."""
         self._count("producer_break_offs")
-        self._warn("producer_broken_off", type(error).__name__, error=str(error))
+        self._warn("producer_broken_off", type(error).__name__, error=str(error), check=check)
 
     def mirrored(self, copies: int) -> None:
         """Count acknowledged copies to the raw topic, apart from the events themselves."""
