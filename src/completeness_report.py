@@ -24,6 +24,8 @@ DEPTH = "depth_update"
 BAR = "kline"
 _ONE_ID_EACH = ("trade", "aggregate_trade")
 _RECENT = 20_000
+_SILENT_MS = 65 * 60_000
+"""A service writes every hour, whatever comes; the rest is for the way to Kafka."""
 _BAR_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
 
 
@@ -169,9 +171,15 @@ class ConnectionReport:
 
 
 class CompletenessReport:
-    """Takes the ledger's records in their order; everything else may be asked at any time."""
+    """Takes the ledger's records in their order; everything else may be asked at any time.
 
-    def __init__(self) -> None:
+    `now_ms` is the time that it reaches to; without it, the age of the newest record is not looked at.
+    """
+
+    def __init__(self, now_ms: int | None = None) -> None:
+        self._now_ms = now_ms
+        self.stopped = False
+        """Whether the last that was heard of a service is that it stopped in order."""
         self.streams: dict[str, StreamReport] = {}
         self.connections: dict[tuple[str, int], ConnectionReport] = {}
         self.records = 0
@@ -194,6 +202,7 @@ class CompletenessReport:
             "connection_rotated": self._connection_rotated,
             "streams_changed": lambda _: None,
             "hour": self._hour,
+            "quiet": self._quiet,
         }
 
     def add(self, record: Told) -> None:
@@ -208,7 +217,14 @@ class CompletenessReport:
             return
         self.records += 1
         self.first_ms = at_ms if self.first_ms is None else self.first_ms
-        self.last_ms = at_ms
+        self.last_ms = at_ms if self.last_ms is None else max(self.last_ms, at_ms)
+
+    @property
+    def silent_since_ms(self) -> int | None:
+        """When the newest record was written, if that is longer ago than it can be while a service runs."""
+        if self._now_ms is None or self.last_ms is None or self._now_ms - self.last_ms <= _SILENT_MS:
+            return None
+        return self.last_ms
 
     def _known(self, number: str) -> bool:
         if number in self._recent:
@@ -263,7 +279,11 @@ class CompletenessReport:
     def _snapshot_taken(self, told: Told) -> None:
         self._stream(told | {"event_type": DEPTH}).snapshots_ms.append(told["at_ms"])
 
+    def _quiet(self, told: Told) -> None:
+        self.stopped = told["partial"]
+
     def _hour(self, told: Told) -> None:
+        self.stopped = told["partial"]
         stream = self._stream(told)
         stream.received += told["received"]
         stream.duplicates += told["duplicates"]
@@ -287,6 +307,7 @@ class CompletenessReport:
     # Connections
 
     def _connection_opened(self, told: Told) -> None:
+        self.stopped = False
         self._connection(told).opened += 1
 
     def _connection_closed(self, told: Told) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from src.completeness_report import CompletenessReport, ConnectionReport, StreamReport
 
 _HOLES_SHOWN = 5  # of one stream
+_ENDS = {
+    True: "the service was stopped",
+    False: "no service has written to the ledger since, as one that runs does every hour",
+}
 
 
 class Verdict(NamedTuple):
@@ -37,15 +41,21 @@ class Verdict(NamedTuple):
     untold: int
     """Ids that no record tells of: no fault, and nothing known."""
     records: int
+    unknown_since: str | None
+    """When the ledger ended, if that is longer ago than it can be while a service runs."""
+    stopped: bool
+    """Whether it ended with a stop in order."""
 
     @property
     def complete(self) -> bool:
-        """Whether every id between the first and the last is in Kafka, as far as the ledger tells."""
-        return self.records > 0 and not any((self.missing, self.bars, self.open, self.unbridged, self.unreadable))
+        """Whether every id from the first up to now is in Kafka, as far as the ledger tells."""
+        faults = (self.missing, self.bars, self.open, self.unbridged, self.unreadable, self.unknown_since)
+        return self.records > 0 and not any(faults)
 
     def __str__(self) -> str:
         faults = [
             "no record: nothing is known" * (not self.records),
+            f"nothing is known since {self.unknown_since}: {_ENDS[self.stopped]}" * bool(self.unknown_since),
             f"{self.missing} ids missing in {_holes(self.holes)}" * bool(self.missing),
             f"{self.bars} bars missing" * bool(self.bars),
             f"{_count(self.open, 'gap')} still open" * bool(self.open),
@@ -78,6 +88,8 @@ def verdict(report: CompletenessReport) -> Verdict:
         bridged=holes + dropped - unbridged,
         untold=sum(each.untold for each in trades),
         records=report.records,
+        unknown_since=iso(report.silent_since_ms),
+        stopped=report.stopped,
     )
 
 

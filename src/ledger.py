@@ -155,6 +155,11 @@ class Ledger:
         with self._lock:
             self._write("hour", tally.symbol, **told)
 
+    def quiet(self, hour_ms: int, *, partial: bool = False) -> None:
+        """Write that no stream has brought an id yet, in the hour that began at `hour_ms`: a sign of life."""
+        with self._lock:
+            self._write("quiet", "streams", hour=iso(hour_ms), hour_ms=hour_ms, partial=partial)
+
     # Connections
 
     def connection_opened(self, connection: int, streams: int) -> None:
@@ -206,7 +211,10 @@ class Ledger:
 
 
 class Hours:
-    """Writes the hour records when an hour has passed, and what there is of one at the stop. For one thread."""
+    """Writes the hour records when an hour has passed, and what there is of one at the stop. For one thread.
+
+    There is one at least, so that a ledger without any tells that no service runs.
+    """
 
     def __init__(self, ledger: Ledger, tallies: Callable[[], Iterable[Tally]], now_ms: int) -> None:
         self._ledger = ledger
@@ -224,8 +232,11 @@ class Hours:
         self._report(partial=True)
 
     def _report(self, *, partial: bool) -> None:
-        for tally in self._tallies():
+        tallies = list(self._tallies())
+        for tally in tallies:
             self._ledger.hour(tally, self._hour_ms, partial=partial)
+        if not tallies:
+            self._ledger.quiet(self._hour_ms, partial=partial)
 
 
 def _of(gap: Gap) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from src.completeness_report import CompletenessReport
 from src.completeness_verdict import as_json, drawn, verdict
 from src.deadline import Deadline
 from src.events import Event, Route
+from src.flow import iso
 from src.holes import Gap
 from src.ledger import Ledger
 from src.lost import ids_of
@@ -52,8 +54,10 @@ STREAM = "btcusdt@aggTrade"
 class Book:
     """A real ledger whose records go straight into a report."""
 
-    def __init__(self) -> None:
-        self.report = CompletenessReport()
+    def __init__(self, minutes_ago: int | None = None) -> None:
+        """Without the time since the last record, its age is not looked at."""
+        now_ms = None if minutes_ago is None else time.time_ns() // 1_000_000 + minutes_ago * 60_000
+        self.report = CompletenessReport(now_ms)
         self.records: list[dict[str, Any]] = []
         self._telemetry = Telemetry()
         self.ledger = self.next_run()
@@ -66,9 +70,11 @@ class Book:
         self.records.append(json.loads(note.value))
         self.report.add(self.records[-1])
 
-    def hour(self, first: int, last: int, received: int, **more: int) -> None:
+    def hour(self, first: int, last: int, received: int, *, partial: bool = False, **more: int) -> None:
         self.ledger.hour(
-            Tally(first=first, last=last, received=received, **({"backfilled": 0, "duplicates": 0} | more)), HOUR
+            Tally(first=first, last=last, received=received, **({"backfilled": 0, "duplicates": 0} | more)),
+            HOUR,
+            partial=partial,
         )
 
     def told(self) -> dict[str, Any]:
@@ -273,6 +279,41 @@ def test_an_empty_ledger_is_not_taken_for_completeness(book: Book) -> None:
     assert str(verdict(book.report)) == "no record: nothing is known"
 
 
+UNKNOWN = r"nothing is known since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z: "
+DEAD = UNKNOWN + "no service has written to the ledger since, as one that runs does every hour"
+
+
+def test_a_service_that_has_been_dead_for_hours_is_not_taken_for_completeness() -> None:
+    book = Book(minutes_ago=70)
+    book.hour(101, 200, 100)
+    assert not verdict(book.report).complete
+    assert re.fullmatch(DEAD, str(verdict(book.report)))
+    assert (book.told()["complete"], book.told()["unknown_since"]) == (False, book.told()["to"])
+
+
+@pytest.mark.parametrize("minutes", [0, 59, 64])
+def test_a_service_that_writes_every_hour_is_complete_up_to_now(minutes: int) -> None:
+    book = Book(minutes_ago=minutes)
+    book.hour(101, 200, 100)
+    assert str(verdict(book.report)) == "complete"
+    assert book.told()["unknown_since"] is None
+
+
+def test_an_hour_in_which_no_id_came_is_a_sign_of_life() -> None:
+    book = Book(minutes_ago=30)
+    book.ledger.quiet(HOUR)
+    assert str(verdict(book.report)) == "complete"
+
+
+def test_a_service_that_was_stopped_in_order_is_told_as_such() -> None:
+    book = Book(minutes_ago=70)
+    book.hour(101, 200, 100, partial=True)
+    assert re.fullmatch(UNKNOWN + "the service was stopped", str(verdict(book.report)))
+    assert not verdict(book.report).complete
+    book.next_run().connection_opened(0, 20)
+    assert re.fullmatch(DEAD, str(verdict(book.report))), "started again, and killed"
+
+
 def test_connections_are_told_with_their_ends_and_lifetimes(book: Book) -> None:
     for code in (1008, 1008, None):
         book.ledger.connection_opened(0, 20)
@@ -428,6 +469,29 @@ def test_since_leaves_out_what_is_older(broker: Broker, tmp_path: Path) -> None:
     assert run(servers, topic).exit_code == 1
     recent = run(servers, topic, "--since", "24h")
     assert (recent.exit_code, recent.out.splitlines()[-1].strip()) == (0, "complete")
+
+
+@pytest.mark.kafka
+def test_a_ledger_that_ended_hours_ago_is_told_with_the_time(broker: Broker, tmp_path: Path) -> None:
+    servers, topic = broker.bootstrap_servers, f"gaps-{uuid.uuid4().hex[:12]}"
+    rig = Rig(KafkaConfig(bootstrap_servers=(servers,), topic_gaps=topic), tmp_path)
+    box = Outbox(tmp_path, topic, rig.sink, rig.telemetry, rig.ended.append)
+    two_hours_ago = time.time_ns() // 1_000_000 - 2 * 3_600_000
+
+    def post_as_then(note: Note) -> None:
+        told = json.loads(note.value) | {"at_ms": two_hours_ago, "at": iso(two_hours_ago)}
+        box.post(note._replace(value=json.dumps(told).encode(), timestamp_ms=two_hours_ago))
+
+    Ledger(post_as_then, rig.telemetry, "here").hour(Tally(backfilled=0, duplicates=0, received=100), HOUR)
+    box.start()
+    rig.start()
+    wait_until(lambda: not box.waiting)
+    box.close(Deadline(5.0))
+    rig.close(5.0)
+    for asked in ([], ["--since", "24h"]):
+        ran = run(servers, topic, *asked)
+        assert (ran.exit_code, ran.err) == (1, "")
+        assert ran.out.splitlines()[-1].startswith(f"nothing is known since {iso(two_hours_ago)}: no service has")
 
 
 @pytest.mark.kafka
