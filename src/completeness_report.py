@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from src.holes import include, joined, without
+from src.lost import DEAD_LETTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,12 +98,17 @@ class StreamReport:
     @property
     def missing(self) -> list[Interval]:
         """Ids that were given up or dropped, and did not come later all the same."""
-        return joined(ids for some in self.gone.values() for ids in some)
+        return joined(ids for reason, some in self.gone.items() if reason != DEAD_LETTER for ids in some)
+
+    @property
+    def dead_letters(self) -> list[Interval]:
+        """Ids that Kafka has refused, and did not get later all the same: whoever wants them can have them."""
+        return self.gone.get(DEAD_LETTER, [])
 
     @property
     def reasons(self) -> dict[str, int]:
         """How many of the missing ids, or bars, were given up or dropped, by reason."""
-        return {reason: self.count(ids) for reason, ids in self.gone.items() if ids}
+        return {reason: self.count(ids) for reason, ids in self.gone.items() if ids and reason != DEAD_LETTER}
 
     @property
     def unexplained(self) -> int:
@@ -195,6 +201,7 @@ class CompletenessReport:
             "unfillable": self._unfillable,
             "order_given_up": self._order_given_up,
             "dropped": self._dropped,
+            "resent": self._resent,
             "renumbered": self._renumbered,
             "snapshot_taken": self._snapshot_taken,
             "connection_opened": self._connection_opened,
@@ -266,11 +273,15 @@ class CompletenessReport:
 
     def _dropped(self, told: Told) -> None:
         missing = [(first, last) for first, last in told["missing"]]
-        stream = self._stream(told)
+        stream = self._book(told) or self._stream(told)
         stream.went(missing, told["reason"])
         stream.drops_ms += [told["at_ms"]] * len(missing)
         for interval in missing:
             include(stream.lost, interval)
+
+    def _resent(self, told: Told) -> None:
+        if (stream := self.streams.get(told["stream"])) is not None:
+            stream.came([(first, last) for first, last in told["ids"]])
 
     def _renumbered(self, told: Told) -> None:
         if (stream := self.streams.get(told["stream"])) is not None:
@@ -296,6 +307,13 @@ class CompletenessReport:
         if name not in self.streams:
             self.streams[name] = StreamReport(name, told["symbol"], told["event_type"])
         return self.streams[name]
+
+    def _book(self, told: Told) -> StreamReport | None:
+        """Return the depth stream of a symbol, whose name lacks its speed where it was read from disk."""
+        if told["event_type"] != DEPTH or told["stream"] in self.streams:
+            return None
+        books = (each for each in self.streams.values() if each.event_type == DEPTH)
+        return next((each for each in books if each.symbol == told["symbol"]), None)
 
     def _hole_of(self, told: Told) -> Hole:
         stream = self._stream(told)

@@ -116,12 +116,20 @@ class Ledger:
         self._telemetry.order_given_up(gap, reason)
 
     def dropped(self, lost: Ids, reason: str) -> None:
-        """Write which ids were lost between the exchange and Kafka; `reason` as in the metrics."""
+        """Write which ids came and are not in Kafka; `reason` as in the metrics, or `DEAD_LETTER`."""
         with self._lock:
             for (stream, symbol, event_type, _), ids in lost.items():
                 told = {"stream": stream, "event_type": event_type, "symbol": symbol, "reason": reason}
                 for some in _batched(joined(ids)):
                     self._write("dropped", symbol, **told, missing=some)
+
+    def resent(self, ids: Ids) -> None:
+        """Write which ids are where they were meant for after all: they were dead letters, and sent again."""
+        with self._lock:
+            for (stream, symbol, event_type, _), intervals in ids.items():
+                told = {"stream": stream, "event_type": event_type, "symbol": symbol}
+                for some in _batched(joined(intervals)):
+                    self._write("resent", symbol, **told, ids=some)
 
     def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
         """Write that the exchange counts a stream anew."""

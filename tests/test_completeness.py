@@ -237,6 +237,32 @@ def test_what_was_dropped_is_missing_only_until_it_was_fetched_and_again_when_th
     assert book.stream()["reasons"] == {"not_served": 2}
 
 
+def test_what_kafka_refused_is_told_apart_from_what_is_lost_until_it_was_sent_again(book: Book) -> None:
+    book.hour(101, 200, 100)
+    book.ledger.dropped(dropped(120, 121, 130), "dead_letter")
+    assert str(verdict(book.report)) == "3 events refused by Kafka, see dead_letters.py"
+    assert not verdict(book.report).complete
+    told = book.stream()
+    assert (told["missing"], told["reasons"], told["unexplained"]) == (0, {}, 0)
+    assert (told["dead_letters"], told["dead_letter_ids"]) == (3, [(120, 121), (130, 130)])
+    book.ledger.dropped(dropped(140), "spool_full")
+    assert str(verdict(book.report)) == "1 ids missing in 1 hole; 3 events refused by Kafka, see dead_letters.py"
+    book.ledger.resent(dropped(120, 121))
+    assert book.stream()["dead_letter_ids"] == [(130, 130)]
+    book.ledger.resent(dropped(130, 140))
+    assert str(verdict(book.report)) == "complete"
+
+
+def test_an_update_of_a_book_that_kafka_refused_is_a_hole_until_a_snapshot_follows(book: Book) -> None:
+    book.ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 4)
+    time.sleep(0.002)  # the records' times are ms
+    from_disk = Route("depth_update", "depth", b"BTCUSDT", b"", 0, b"")
+    book.ledger.dropped(ids_of([Event(from_disk, b'{"s":"BTCUSDT","U":5,"u":9}', 1)]), "dead_letter")
+    assert str(verdict(book.report)) == "1 hole in depth without a snapshot"
+    book.ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 30)
+    assert str(verdict(book.report)) == "complete; 1 hole in depth, each followed by a snapshot"
+
+
 def test_what_was_fetched_again_does_not_hide_what_never_came(book: Book) -> None:
     book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
     book.ledger.gap_opened(gap(120, 129, "dropped"))
@@ -336,6 +362,7 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     )
     book.ledger.connection_opened(0, 20)
     book.ledger.connection_closed(0, 1008, "\x1b[31mred", "closed")
+    book.ledger.dropped(dropped(*range(161, 175, 2)), "dead_letter")
     console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
     console.print(drawn(book.report))
     console.file.close()
@@ -343,7 +370,9 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     assert "missing 151..151, 153..153, 155..155, 157..157, 159..160 (6 too_old)" in text
     assert f"{STREAM}:151-160 open since 2023-11-14T22:00:00.000Z" in text
     assert "1x 1008 ?[31mred" in text
-    assert text.rstrip().endswith("6 ids missing in 5 holes; 1 gap still open")
+    assert f"{STREAM}: dead letters 161..161, 163..163, 165..165, 167..167, 169..169 and 2 more" in text
+    says = "6 ids missing in 5 holes; 1 gap still open; 7 events refused by Kafka, see dead_letters.py"
+    assert text.rstrip().endswith(says)
 
 
 def test_in_a_narrow_terminal_no_stream_and_no_number_is_cut(book: Book) -> None:

@@ -82,6 +82,7 @@ def write_each_kind(ledger: Ledger) -> None:
     ledger.connection_rotated(0, 2, "age")
     ledger.streams_changed(["ethusdt@trade"], [])
     ledger.quiet(1_699_999_200_000)
+    ledger.resent(ids_of([Event(Route("trade", "trades", b"BTCUSDT", b"", 0, b""), b'{"s":"BTCUSDT","t":7}', 1)]))
     ledger.hour(Tally(), 1_699_999_200_000)
     ledger.hour(Tally(first=-1, last=-2, received=0, backfilled=0, duplicates=0), 1_699_999_200_000, partial=True)
     route = Route("trade", "trades", b"BTCUSDT", b"", 0, b"", "btcusdt@trade")
