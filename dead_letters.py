@@ -1,8 +1,9 @@
 """List the records that Kafka did not take as they are, and send them again to the topics they were meant for.
 
 They are in the topic KAFKA_TOPIC_DEAD_LETTERS, or, where that did not take them either, in a table of the spool
-(SPOOL_PATH), which the service has to itself while it runs. Exit codes: 0 all that was asked was done; 1 something
-was not sent or not to be read; 2 the configuration or the command line is wrong.
+(SPOOL_PATH), which the service has to itself while it runs. What was sent again is written into the gap ledger, so
+that `monitoring.py --completeness` counts it no more. Exit codes: 0 all that was asked was done; 1 something was
+not sent or not to be read; 2 the configuration or the command line is wrong.
 """
 # ruff: noqa: T201 - a command speaks to its user
 
@@ -31,7 +32,11 @@ with warnings.catch_warnings():
 from config.settings import SettingsError, load_settings
 from config.shards import spool_folders
 from src.commands import DAY_SECONDS, one_line, refuse, seconds
+from src.events import Event, Route
+from src.ledger import Ledger
+from src.lost import ids_of
 from src.spool import FILE, Spool, SpoolFailed, SpoolUnusable
+from src.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from kafka import KafkaProducer
 
     from config.settings import KafkaConfig, Settings, SpoolConfig
+    from src.outbox import Note
 
 TABLE, TOPIC = "table", "topic"
 _AT_ONCE = 200
@@ -58,8 +64,14 @@ class Letter(NamedTuple):
     error: str
     topic: str
     key: bytes | None
+    event_type: str
     timestamp_ms: int
     value: bytes
+
+    @property
+    def event(self) -> Event:
+        """Return the event that it was."""
+        return Event(Route(self.event_type, self.topic, self.key, b"", 0, b""), self.value, self.timestamp_ms)
 
     def shown(self) -> dict[str, object]:
         """Return it as `list` prints it."""
@@ -100,7 +112,7 @@ class Table:
         after = 0
         while self._spool and (some := self._spool.dead_letters(after, _AT_ONCE)):
             for one in some:
-                yield Letter(TABLE, f"{self._before_id}{one.id}", *one[1:6], one.timestamp_ms, one.value)
+                yield Letter(TABLE, f"{self._before_id}{one.id}", *one[1:])
             after = some[-1].id
 
     def done(self, letters: Sequence[Letter]) -> None:
@@ -224,6 +236,7 @@ def _from_record(one: Any) -> Letter:  # noqa: ANN401 - ConsumerRecord, untyped
         headers.get("error", ""),
         headers.get("topic", ""),
         one.key,
+        headers.get("event_type", ""),
         number("timestamp_ms"),
         one.value,
     )
@@ -289,6 +302,7 @@ def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, ask
         try:
             for start in range(0, len(letters), _AT_ONCE):
                 taken = _sent(producer, letters[start : start + _AT_ONCE])
+                _tell_ledger(producer, kafka.topic_gaps, taken)
                 place.done(taken)
                 sent += len(taken)
         finally:
@@ -319,6 +333,20 @@ def _sent(producer: KafkaProducer, letters: list[Letter]) -> list[Letter]:
         else:
             taken.append(letter)
     return taken
+
+
+def _tell_ledger(producer: KafkaProducer, topic: str, taken: list[Letter]) -> None:
+    """Write which ids are in their topics now; a ledger that does not take it is no reason to send them twice."""
+    notes: list[Note] = []
+    Ledger(notes.append, Telemetry()).resent(ids_of(letter.event for letter in taken))
+    try:
+        futures = [
+            producer.send(topic, note.value, key=note.key, timestamp_ms=note.timestamp_ms) for note in notes
+        ]
+        for future in futures:
+            future.get(timeout=_ANSWER_SECONDS)
+    except (KafkaError, ValueError, AssertionError) as error:
+        _complain(f"sent again, but {topic} did not take the note of it: {one_line(error)}")
 
 
 def _wanted(letter: Letter, asked: argparse.Namespace) -> bool:

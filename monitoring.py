@@ -1,8 +1,9 @@
 """Show a running service live in the terminal, or with --completeness what its gap ledger in Kafka says.
 
 Exit codes: 0 stopped on request, or ready with --once and --json; 1 with these two when the service is not
-ready or not reachable; with --completeness 0 when nothing is missing, 1 when something is, or Kafka does not
-answer; 2 the configuration or the command line is wrong, or the live view is not to be had on this system.
+ready or not reachable; with --completeness 0 when nothing is missing, 1 when something is, when no service has
+written to the ledger for an hour, or Kafka does not answer; 2 the configuration or the command line is wrong, or
+the live view is not to be had on this system.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ def _completeness(asked: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12 warns when imported on 3.11
         from src.kafka_ledger import LedgerUnreadable, read_ledger  # noqa: PLC0415 - only here
-    report = CompletenessReport()
-    since_ms = None if asked.since is None else int((time.time() - asked.since) * 1000)
+    now_ms = int(time.time() * 1000)
+    report = CompletenessReport(now_ms)
+    since_ms = None if asked.since is None else now_ms - int(asked.since * 1000)
     try:
         for record in read_ledger(load_settings().kafka, since_ms):
             report.add(record)

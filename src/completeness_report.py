@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from src.holes import include, joined, without
+from src.lost import DEAD_LETTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ DEPTH = "depth_update"
 BAR = "kline"
 _ONE_ID_EACH = ("trade", "aggregate_trade")
 _RECENT = 20_000
+_SILENT_MS = 65 * 60_000
+"""A service writes every hour, whatever comes; the rest is for the way to Kafka."""
 _BAR_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
 
 
@@ -95,12 +98,17 @@ class StreamReport:
     @property
     def missing(self) -> list[Interval]:
         """Ids that were given up or dropped, and did not come later all the same."""
-        return joined(ids for some in self.gone.values() for ids in some)
+        return joined(ids for reason, some in self.gone.items() if reason != DEAD_LETTER for ids in some)
+
+    @property
+    def dead_letters(self) -> list[Interval]:
+        """Ids that Kafka has refused, and did not get later all the same: whoever wants them can have them."""
+        return self.gone.get(DEAD_LETTER, [])
 
     @property
     def reasons(self) -> dict[str, int]:
         """How many of the missing ids, or bars, were given up or dropped, by reason."""
-        return {reason: self.count(ids) for reason, ids in self.gone.items() if ids}
+        return {reason: self.count(ids) for reason, ids in self.gone.items() if ids and reason != DEAD_LETTER}
 
     @property
     def unexplained(self) -> int:
@@ -169,9 +177,15 @@ class ConnectionReport:
 
 
 class CompletenessReport:
-    """Takes the ledger's records in their order; everything else may be asked at any time."""
+    """Takes the ledger's records in their order; everything else may be asked at any time.
 
-    def __init__(self) -> None:
+    `now_ms` is the time that it reaches to; without it, the age of the newest record is not looked at.
+    """
+
+    def __init__(self, now_ms: int | None = None) -> None:
+        self._now_ms = now_ms
+        self.stopped = False
+        """Whether the last that was heard of a service is that it stopped in order."""
         self.streams: dict[str, StreamReport] = {}
         self.connections: dict[tuple[str, int], ConnectionReport] = {}
         self.records = 0
@@ -187,6 +201,7 @@ class CompletenessReport:
             "unfillable": self._unfillable,
             "order_given_up": self._order_given_up,
             "dropped": self._dropped,
+            "resent": self._resent,
             "renumbered": self._renumbered,
             "snapshot_taken": self._snapshot_taken,
             "connection_opened": self._connection_opened,
@@ -194,6 +209,7 @@ class CompletenessReport:
             "connection_rotated": self._connection_rotated,
             "streams_changed": lambda _: None,
             "hour": self._hour,
+            "quiet": self._quiet,
         }
 
     def add(self, record: Told) -> None:
@@ -208,7 +224,14 @@ class CompletenessReport:
             return
         self.records += 1
         self.first_ms = at_ms if self.first_ms is None else self.first_ms
-        self.last_ms = at_ms
+        self.last_ms = at_ms if self.last_ms is None else max(self.last_ms, at_ms)
+
+    @property
+    def silent_since_ms(self) -> int | None:
+        """When the newest record was written, if that is longer ago than it can be while a service runs."""
+        if self._now_ms is None or self.last_ms is None or self._now_ms - self.last_ms <= _SILENT_MS:
+            return None
+        return self.last_ms
 
     def _known(self, number: str) -> bool:
         if number in self._recent:
@@ -250,11 +273,15 @@ class CompletenessReport:
 
     def _dropped(self, told: Told) -> None:
         missing = [(first, last) for first, last in told["missing"]]
-        stream = self._stream(told)
+        stream = self._book(told) or self._stream(told)
         stream.went(missing, told["reason"])
         stream.drops_ms += [told["at_ms"]] * len(missing)
         for interval in missing:
             include(stream.lost, interval)
+
+    def _resent(self, told: Told) -> None:
+        if (stream := self.streams.get(told["stream"])) is not None:
+            stream.came([(first, last) for first, last in told["ids"]])
 
     def _renumbered(self, told: Told) -> None:
         if (stream := self.streams.get(told["stream"])) is not None:
@@ -263,7 +290,11 @@ class CompletenessReport:
     def _snapshot_taken(self, told: Told) -> None:
         self._stream(told | {"event_type": DEPTH}).snapshots_ms.append(told["at_ms"])
 
+    def _quiet(self, told: Told) -> None:
+        self.stopped = told["partial"]
+
     def _hour(self, told: Told) -> None:
+        self.stopped = told["partial"]
         stream = self._stream(told)
         stream.received += told["received"]
         stream.duplicates += told["duplicates"]
@@ -277,6 +308,13 @@ class CompletenessReport:
             self.streams[name] = StreamReport(name, told["symbol"], told["event_type"])
         return self.streams[name]
 
+    def _book(self, told: Told) -> StreamReport | None:
+        """Return the depth stream of a symbol, whose name lacks its speed where it was read from disk."""
+        if told["event_type"] != DEPTH or told["stream"] in self.streams:
+            return None
+        books = (each for each in self.streams.values() if each.event_type == DEPTH)
+        return next((each for each in books if each.symbol == told["symbol"]), None)
+
     def _hole_of(self, told: Told) -> Hole:
         stream = self._stream(told)
         if told["gap"] not in stream.holes:  # its beginning is not among the records
@@ -287,6 +325,7 @@ class CompletenessReport:
     # Connections
 
     def _connection_opened(self, told: Told) -> None:
+        self.stopped = False
         self._connection(told).opened += 1
 
     def _connection_closed(self, told: Told) -> None:

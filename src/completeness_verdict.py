@@ -14,11 +14,18 @@ from src.flow import iso
 from src.terminal_parts import clean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from src.completeness_report import CompletenessReport, ConnectionReport, StreamReport
+    from src.holes import Interval
 
 _HOLES_SHOWN = 5  # of one stream
+_ENDS = {
+    True: "the service was stopped",
+    False: "no service has written to the ledger since, as one that runs does every hour",
+}
 
 
 class Verdict(NamedTuple):
@@ -36,20 +43,30 @@ class Verdict(NamedTuple):
     """Holes in depth that a snapshot has followed: no fault."""
     untold: int
     """Ids that no record tells of: no fault, and nothing known."""
+    dead_letters: int
+    """Trades, aggregate trades and bars that Kafka has refused: not in their topics, and not lost."""
     records: int
+    unknown_since: str | None
+    """When the ledger ended, if that is longer ago than it can be while a service runs."""
+    stopped: bool
+    """Whether it ended with a stop in order."""
 
     @property
     def complete(self) -> bool:
-        """Whether every id between the first and the last is in Kafka, as far as the ledger tells."""
-        return self.records > 0 and not any((self.missing, self.bars, self.open, self.unbridged, self.unreadable))
+        """Whether every id from the first up to now is in Kafka, as far as the ledger tells."""
+        counted = (self.missing, self.bars, self.open, self.unbridged, self.dead_letters, self.unreadable)
+        return self.records > 0 and not any(counted) and self.unknown_since is None
 
     def __str__(self) -> str:
         faults = [
             "no record: nothing is known" * (not self.records),
+            f"nothing is known since {self.unknown_since}: {_ENDS[self.stopped]}" * bool(self.unknown_since),
             f"{self.missing} ids missing in {_holes(self.holes)}" * bool(self.missing),
             f"{self.bars} bars missing" * bool(self.bars),
             f"{_count(self.open, 'gap')} still open" * bool(self.open),
             f"{_holes(self.unbridged)} in depth without a snapshot" * bool(self.unbridged),
+            f"{_count(self.dead_letters, 'event')} refused by Kafka, see dead_letters.py"
+            * bool(self.dead_letters),
             f"{_count(self.unreadable, 'record')} not readable" * bool(self.unreadable),
         ]
         remarks = [
@@ -77,7 +94,10 @@ def verdict(report: CompletenessReport) -> Verdict:
         unreadable=report.unreadable,
         bridged=holes + dropped - unbridged,
         untold=sum(each.untold for each in trades),
+        dead_letters=sum(each.count(each.dead_letters) for each in streams if each.event_type != DEPTH),
         records=report.records,
+        unknown_since=iso(report.silent_since_ms),
+        stopped=report.stopped,
     )
 
 
@@ -110,6 +130,8 @@ def _stream_as_json(stream: StreamReport) -> dict[str, Any]:
         "missing": stream.count(stream.missing),
         "missing_ids": stream.missing,
         "reasons": stream.reasons,
+        "dead_letters": stream.count(stream.dead_letters),
+        "dead_letter_ids": stream.dead_letters,
         "gaps": len(stream.holes),
         "open": [{"gap": hole.gap, "since": iso(hole.opened_ms), "left": hole.left} for hole in stream.open_holes],
         "order_given_up": stream.order_given_up,
@@ -168,15 +190,20 @@ def _stream_table(streams: list[dict[str, Any]]) -> Table:
 
 def _holes_of(stream: dict[str, Any]) -> list[str]:
     """Say in a line each what is not there."""
-    missing = [f"{first}..{last}" for first, last in stream["missing_ids"]]
+    why = ", ".join(f"{count} {reason}" for reason, count in stream["reasons"].items())
     lines = [f"{stream['stream']}: {each['gap']} open since {each['since']}" for each in stream["open"]]
-    if missing:
-        more = f" and {len(missing) - _HOLES_SHOWN} more" if len(missing) > _HOLES_SHOWN else ""
-        why = ", ".join(f"{count} {reason}" for reason, count in stream["reasons"].items())
-        lines.append(f"{stream['stream']}: missing {', '.join(missing[:_HOLES_SHOWN])}{more} ({why})")
+    if stream["missing_ids"]:
+        lines.append(f"{stream['stream']}: missing {_some(stream['missing_ids'])} ({why})")
+    if stream["dead_letter_ids"]:
+        lines.append(f"{stream['stream']}: dead letters {_some(stream['dead_letter_ids'])}")
     if stream["unexplained"]:
         lines.append(f"{stream['stream']}: {stream['unexplained']} ids neither came nor are in a gap")
     return lines
+
+
+def _some(ids: Sequence[Interval]) -> str:
+    more = f" and {len(ids) - _HOLES_SHOWN} more" if len(ids) > _HOLES_SHOWN else ""
+    return ", ".join(f"{first}..{last}" for first, last in ids[:_HOLES_SHOWN]) + more
 
 
 def _connection_table(connections: list[dict[str, Any]]) -> Table:

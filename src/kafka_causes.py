@@ -79,6 +79,11 @@ class NotConnectedError(KafkaError):  # type: ignore[misc] # kafka-python has no
         return self.cause
 
 
+def check_of(error: BaseException) -> str | None:
+    """Return what to look at when a broker refuses something to this user, else None."""
+    return _RIGHTS if isinstance(error, AuthorizationError) else None
+
+
 @contextmanager
 def causes_named() -> Iterator[None]:
     """Turn a failure to reach Kafka inside the block into a `NotConnectedError`; let every other error pass."""
@@ -100,10 +105,11 @@ def _hear_last_words() -> None:
     """Mend kafka-python 3.0.12, which throws away what it has read when the end of the stream comes with it.
 
     Brokers refuse a login like that, in one go; with TLS or a busy machine the reason was nearly always lost.
+    A version that reads in another way is left as it is.
     """
     for transport in (KafkaTCPTransport, KafkaSSLTransport):
-        read = transport._sock_recv  # noqa: SLF001
-        if not hasattr(read, "__wrapped__"):
+        read = getattr(transport, "_sock_recv", None)
+        if read is not None and not hasattr(read, "__wrapped__"):
             transport._sock_recv = _data_before_the_end(read)  # noqa: SLF001
 
 

@@ -26,7 +26,7 @@ from src.failed_copies import FailedCopies
 from src.in_flight import InFlight
 from src.kafka_aside import Aside
 from src.kafka_batches import BatchAppender, Producer, appender_for, partition_count
-from src.kafka_causes import NotConnectedError, causes_named
+from src.kafka_causes import NotConnectedError, causes_named, check_of
 from src.selector import CheapMisses
 from src.worker import Worker
 
@@ -226,7 +226,7 @@ class KafkaSink:
         """End the producer after this failure; called on its own I/O thread, which sends nothing after it."""
         if not self._broken.is_set():
             self._broken.set()
-            self._telemetry.producer_broken_off(error)
+            self._telemetry.producer_broken_off(error, check_of(error))
             if (appender := self._appender) is not None:
                 appender.break_off()
 

@@ -116,12 +116,20 @@ class Ledger:
         self._telemetry.order_given_up(gap, reason)
 
     def dropped(self, lost: Ids, reason: str) -> None:
-        """Write which ids were lost between the exchange and Kafka; `reason` as in the metrics."""
+        """Write which ids came and are not in Kafka; `reason` as in the metrics, or `DEAD_LETTER`."""
         with self._lock:
             for (stream, symbol, event_type, _), ids in lost.items():
                 told = {"stream": stream, "event_type": event_type, "symbol": symbol, "reason": reason}
                 for some in _batched(joined(ids)):
                     self._write("dropped", symbol, **told, missing=some)
+
+    def resent(self, ids: Ids) -> None:
+        """Write which ids are where they were meant for after all: they were dead letters, and sent again."""
+        with self._lock:
+            for (stream, symbol, event_type, _), intervals in ids.items():
+                told = {"stream": stream, "event_type": event_type, "symbol": symbol}
+                for some in _batched(joined(intervals)):
+                    self._write("resent", symbol, **told, ids=some)
 
     def renumbered(self, stream: str, symbol: str, expected: int, got: int) -> None:
         """Write that the exchange counts a stream anew."""
@@ -154,6 +162,11 @@ class Ledger:
         }
         with self._lock:
             self._write("hour", tally.symbol, **told)
+
+    def quiet(self, hour_ms: int, *, partial: bool = False) -> None:
+        """Write that no stream has brought an id yet, in the hour that began at `hour_ms`: a sign of life."""
+        with self._lock:
+            self._write("quiet", "streams", hour=iso(hour_ms), hour_ms=hour_ms, partial=partial)
 
     # Connections
 
@@ -206,7 +219,10 @@ class Ledger:
 
 
 class Hours:
-    """Writes the hour records when an hour has passed, and what there is of one at the stop. For one thread."""
+    """Writes the hour records when an hour has passed, and what there is of one at the stop. For one thread.
+
+    There is one at least, so that a ledger without any tells that no service runs.
+    """
 
     def __init__(self, ledger: Ledger, tallies: Callable[[], Iterable[Tally]], now_ms: int) -> None:
         self._ledger = ledger
@@ -224,8 +240,11 @@ class Hours:
         self._report(partial=True)
 
     def _report(self, *, partial: bool) -> None:
-        for tally in self._tallies():
+        tallies = list(self._tallies())
+        for tally in tallies:
             self._ledger.hour(tally, self._hour_ms, partial=partial)
+        if not tallies:
+            self._ledger.quiet(self._hour_ms, partial=partial)
 
 
 def _of(gap: Gap) -> dict[str, Any]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from src.events import Event, Route
 
+DEAD_LETTER = "dead_letter"
+"""The reason, in the ledger, of what Kafka refuses as it is: it is not there, and not lost either."""
 MOST = 20_000
 """Intervals in all that are kept at a time, and of one stream:"""
 MOST_OF_A_STREAM = 1_000
@@ -44,7 +46,8 @@ def ids_of(events: Iterable[Event]) -> Ids:
         if (at := place_of(event)) is None or not at.final:
             continue
         route = event.route
-        which = Which(at.stream, (route.key or b"").decode(), route.event_type, route.topic)
+        symbol = (route.key or b"").decode("utf-8", "replace")  # a disk may have spoiled it
+        which = Which(at.stream, symbol, route.event_type, route.topic)
         _append(found.setdefault(which, []), at.first, at.last)
     return found
 

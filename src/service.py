@@ -327,9 +327,7 @@ def serve() -> int:
     try:
         spool = Spool(settings.spool)
     except SpoolUnusable as error:
-        sys.stderr.write(
-            f"SPOOL_PATH={str(settings.spool.path)!r}: a folder that this process can use alone; {error}\n"
-        )
+        sys.stderr.write(f"SPOOL_PATH={str(settings.spool.path)!r}: {error}; {error.fix}\n")
         return 2
     limit_arenas()
     configure_logging(settings.logging.level, settings.logging.format)

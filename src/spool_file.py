@@ -23,6 +23,7 @@ _SMALL_BYTES = 8 * 1024 * 1024
 _CHECKED_BYTES = 512 * 1024**2
 """Up to this size a file is checked in full. SQLite's check goes through it backwards, which a disk gives a page
 at a time unless it was just read: 170 s a gigabyte were seen. A larger file is only read through, row by row."""
+_FIX_SHARED = "stop it, or give each service its own SPOOL_PATH"
 _STEPS = 100_000  # of SQLite's machine between two looks whether to stop: some milliseconds
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
@@ -47,7 +48,14 @@ class SpoolDamaged(SpoolFailed):
 
 
 class SpoolUnusable(Exception):  # noqa: N818 - named after the fact
-    """The folder cannot be used: not writable, or another process works on it; the message says which."""
+    """The folder cannot be used: not writable, or another process works on it; the message says which.
+
+    `fix` says what to do about it.
+    """
+
+    def __init__(self, cause: str, fix: str = "") -> None:
+        super().__init__(cause)
+        self.fix = fix or f"must be a folder that user {os.getuid()} may write to"
 
 
 class SpoolFile:
@@ -221,7 +229,7 @@ def _claimed(folder: Path) -> int:
         except OSError:
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise SpoolUnusable(f"{folder}: another process works on this spool") from None
+                raise SpoolUnusable(f"{folder}: another process works on this spool", _FIX_SHARED) from None
             time.sleep(0.1)
         else:
             return descriptor

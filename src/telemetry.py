@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from src.catalogue import COUNTERS, GAUGES, REASONS
 from src.flow import Flow, iso
 from src.logger import get_logger
-from src.lost import ids_of
+from src.lost import DEAD_LETTER, ids_of
 from src.repeats import Repeats
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Telemetry:
         self._last_message_ms: int | None = None
         self._repeats = Repeats(repeat_seconds)
         self.tell_dropped: Callable[[Ids, str], None] = _nobody_asked
-        """Who is told which ids are lost, and why."""
+        """Who is told which ids are not in Kafka, and why."""
 
     def snapshot(self) -> dict[str, Any]:
         """Return every metric of this instant, flat, as `service_metrics` shows them."""
@@ -242,7 +242,8 @@ class Telemetry:
         self._error("events_dropped", reason, count=len(events), symbols=dict(symbols.most_common(5)), error=error)
 
     def dead_lettered(self, events: Sequence[Event], reason: str, error: str, was: str = "in_flight") -> None:
-        """Count events that Kafka will never take."""
+        """Count events that Kafka will never take, and tell their ids: they are not where they were meant for."""
+        self.tell_dropped(ids_of(events), DEAD_LETTER)
         self._move(len(events), f"messages_{was}", "messages_dead_lettered")
         topic = events[0].route.topic
         self._error("events_dead_lettered", reason, count=len(events), topic=topic, error=error)
@@ -372,10 +373,10 @@ class Telemetry:
             counts["bytes_sent"] += size
             self._flow.acknowledged(events, now_ms)
 
-    def producer_broken_off(self, error: BaseException) -> None:
+    def producer_broken_off(self, error: BaseException, check: str | None = None) -> None:
         """Log that the producer lost a record and is replaced; everything unacknowledged is sent again."""
         self._count("producer_break_offs")
-        self._warn("producer_broken_off", type(error).__name__, error=str(error))
+        self._warn("producer_broken_off", type(error).__name__, error=str(error), check=check)
 
     def mirrored(self, copies: int) -> None:
         """Count acknowledged copies to the raw topic, apart from the events themselves."""

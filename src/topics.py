@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 _DAY_MS = 86_400_000
 _RETENTION = "retention.ms"
+_FOREVER = "-1"
+_IN_SYNC = "min.insync.replicas"
+_REPLICAS_TO_SPARE = 3
+"""From so many on a record must be on two before it is acknowledged: with fewer, one broker that is down would
+stop the topic; without it a record may be on one alone, and lost with that one."""
 _PARTITIONS = "partitions"
 _COMPACTED = {
     "cleanup.policy": "compact",
@@ -93,9 +98,9 @@ def aside_topics(config: KafkaConfig) -> tuple[Topic, ...]:
     """
     replicas = config.replication_factor
     return (
-        Topic(config.topic_dead_letters, config.partitions, replicas, _configs(30)),
-        Topic(config.topic_gaps, 1, replicas, _configs(365), one_log=True),
-        Topic(config.topic_checkpoints, 1, replicas, dict(_COMPACTED), one_log=True),
+        Topic(config.topic_dead_letters, config.partitions, replicas, _configs(30, replicas)),
+        Topic(config.topic_gaps, 1, replicas, _configs(365, replicas), one_log=True),
+        Topic(config.topic_checkpoints, 1, replicas, _COMPACTED | _in_sync(replicas), one_log=True),
     )
 
 
@@ -108,9 +113,8 @@ def data_topics(config: KafkaConfig) -> tuple[Topic, ...]:
     kept = ((config.topic_raw_events, 7), (config.topic_trades, 30), (config.topic_depth, 7))
     for name, wanted in kept:
         days[name] = max(wanted, days.get(name, 0))
-    return tuple(
-        Topic(name, config.partitions, config.replication_factor, _configs(keep)) for name, keep in days.items()
-    )
+    replicas = config.replication_factor
+    return tuple(Topic(name, config.partitions, replicas, _configs(keep, replicas)) for name, keep in days.items())
 
 
 def missing_topics(admin: KafkaAdminClient, topics: Iterable[Topic]) -> list[Topic]:
@@ -150,12 +154,15 @@ def create_topics(admin: KafkaAdminClient, topics: Sequence[Topic], *, dry_run: 
 
 
 def differences(admin: KafkaAdminClient, topics: Iterable[Topic]) -> list[Difference]:
-    """Compare the existing ones of `topics` with what is wanted; missing ones are not mentioned."""
+    """Compare the existing ones of `topics` with what is wanted; missing ones are not mentioned.
+
+    What is kept longer than wanted, or must be on more replicas, is no difference.
+    """
     existing = [(topic, found) for topic, found in _look_up(admin, topics) if found is not None]
     return [
         difference
         for topic, found in existing
-        for difference in (*_layout_differences(topic, found), *_config_differences(admin, topic))
+        for difference in (*_layout_differences(topic, found), *_config_differences(admin, topic, found))
     ]
 
 
@@ -177,9 +184,14 @@ def _controller_found(name: str) -> Iterator[None]:
         raise TopicError(f"{name}: {error}") from error
 
 
-def _configs(days: int) -> dict[str, str]:
+def _configs(days: int, replicas: int) -> dict[str, str]:
     # `producer`: the broker keeps the producer's compression instead of compressing everything again.
-    return {_RETENTION: str(days * _DAY_MS), "cleanup.policy": "delete", "compression.type": "producer"}
+    kept = {_RETENTION: str(days * _DAY_MS), "cleanup.policy": "delete", "compression.type": "producer"}
+    return kept | _in_sync(replicas)
+
+
+def _in_sync(replicas: int) -> dict[str, str]:
+    return {_IN_SYNC: "2"} if replicas >= _REPLICAS_TO_SPARE else {}
 
 
 def _look_up(admin: KafkaAdminClient, topics: Iterable[Topic]) -> list[tuple[Topic, dict[str, Any] | None]]:
@@ -199,8 +211,7 @@ def _look_up(admin: KafkaAdminClient, topics: Iterable[Topic]) -> list[tuple[Top
 
 
 def _layout_differences(topic: Topic, found: dict[str, Any]) -> list[Difference]:
-    partitions = len(found["partitions"])
-    replicas = min(len(partition["replica_nodes"]) for partition in found["partitions"])
+    partitions, replicas = len(found["partitions"]), _replicas(found)
     layout = []
     if partitions != topic.partitions:
         fixable = partitions < topic.partitions
@@ -223,16 +234,35 @@ _REPLICATION = "moving replicas is up to kafka-reassign-partitions.sh; or set KA
 _UNREADABLE = "does this user lack the permission DESCRIBE_CONFIGS?"
 
 
-def _config_differences(admin: KafkaAdminClient, topic: Topic) -> list[Difference]:
+_REMARKS = {_IN_SYNC: "a record may be on one broker alone when it is acknowledged"}
+
+
+def _replicas(found: dict[str, Any]) -> int:
+    return min(len(partition["replica_nodes"]) for partition in found["partitions"])
+
+
+def _config_differences(admin: KafkaAdminClient, topic: Topic, found: dict[str, Any]) -> list[Difference]:
     resource = ConfigResource(ConfigResourceType.TOPIC, topic.name, list(topic.configs))
     actual = admin.describe_configs([resource], config_filter="all")["topic"][topic.name]
     if not actual:  # kafka-python passes an error of the broker off as an empty answer
         return [Difference(topic, "configuration", "not readable", str(topic), fixable=False, remark=_UNREADABLE)]
+    wanted = dict(topic.configs)
+    if _replicas(found) < _REPLICAS_TO_SPARE:  # whatever the settings say: it would stop with one of its brokers
+        wanted.pop(_IN_SYNC, None)
     return [
-        Difference(topic, name, str(actual[name]["value"]), wanted, fixable=True)
-        for name, wanted in topic.configs.items()
-        if actual[name]["value"] != wanted
+        Difference(topic, name, str(actual[name]["value"]), value, fixable=True, remark=_REMARKS.get(name, ""))
+        for name, value in wanted.items()
+        if not _is_enough(name, str(actual[name]["value"]), value)
     ]
+
+
+def _is_enough(name: str, actual: str, wanted: str) -> bool:
+    """Whether a config is as wanted, or keeps records longer or safer than that."""
+    if name == _RETENTION and actual == _FOREVER:
+        return True
+    if name in (_RETENTION, _IN_SYNC) and actual.isdigit():
+        return int(actual) >= int(wanted)
+    return actual == wanted
 
 
 def _raise_partitions(admin: KafkaAdminClient, topic: Topic) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +26,15 @@ MACOS = ["sigtimedwait", "sigwaitinfo"]
 WINDOWS = [*MACOS, "pthread_sigmask", "sigwait", "setitimer", "SIGUSR1", "SIGALRM", "SIGHUP", "SIGWINCH"]
 
 
-def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(cwd: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -55,6 +63,24 @@ def test_where_signals_cannot_be_waited_for_it_says_so(program: str, lacking: li
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert "runs on Linux; on macOS and Windows" in line
+
+
+def test_a_spool_that_cannot_be_written_is_named_with_who_has_to_be_let_in(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "spool")
+    ran = run(tmp_path, str(ROOT / "main.py"), SPOOL_PATH=folder)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    says = f"{folder}: Not a directory; must be a folder that user {os.getuid()} may write to"
+    assert ran.stderr == f"SPOOL_PATH={folder!r}: {says}\n"
+
+
+def test_a_spool_that_another_process_works_on_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ran = run(tmp_path, str(ROOT / "main.py"), SPOOL_PATH=str(tmp_path))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    says = "another process works on this spool; stop it, or give each service its own SPOOL_PATH"
+    assert ran.stderr == f"SPOOL_PATH={str(tmp_path)!r}: {tmp_path}: {says}\n"
 
 
 def test_no_test_runs_a_program_in_the_folder_where_the_users_env_file_is() -> None:

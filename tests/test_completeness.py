@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from src.completeness_report import CompletenessReport
 from src.completeness_verdict import as_json, drawn, verdict
 from src.deadline import Deadline
 from src.events import Event, Route
+from src.flow import iso
 from src.holes import Gap
 from src.ledger import Ledger
 from src.lost import ids_of
@@ -52,8 +54,10 @@ STREAM = "btcusdt@aggTrade"
 class Book:
     """A real ledger whose records go straight into a report."""
 
-    def __init__(self) -> None:
-        self.report = CompletenessReport()
+    def __init__(self, minutes_ago: int | None = None) -> None:
+        """Without the time since the last record, its age is not looked at."""
+        now_ms = None if minutes_ago is None else time.time_ns() // 1_000_000 + minutes_ago * 60_000
+        self.report = CompletenessReport(now_ms)
         self.records: list[dict[str, Any]] = []
         self._telemetry = Telemetry()
         self.ledger = self.next_run()
@@ -66,9 +70,11 @@ class Book:
         self.records.append(json.loads(note.value))
         self.report.add(self.records[-1])
 
-    def hour(self, first: int, last: int, received: int, **more: int) -> None:
+    def hour(self, first: int, last: int, received: int, *, partial: bool = False, **more: int) -> None:
         self.ledger.hour(
-            Tally(first=first, last=last, received=received, **({"backfilled": 0, "duplicates": 0} | more)), HOUR
+            Tally(first=first, last=last, received=received, **({"backfilled": 0, "duplicates": 0} | more)),
+            HOUR,
+            partial=partial,
         )
 
     def told(self) -> dict[str, Any]:
@@ -231,6 +237,32 @@ def test_what_was_dropped_is_missing_only_until_it_was_fetched_and_again_when_th
     assert book.stream()["reasons"] == {"not_served": 2}
 
 
+def test_what_kafka_refused_is_told_apart_from_what_is_lost_until_it_was_sent_again(book: Book) -> None:
+    book.hour(101, 200, 100)
+    book.ledger.dropped(dropped(120, 121, 130), "dead_letter")
+    assert str(verdict(book.report)) == "3 events refused by Kafka, see dead_letters.py"
+    assert not verdict(book.report).complete
+    told = book.stream()
+    assert (told["missing"], told["reasons"], told["unexplained"]) == (0, {}, 0)
+    assert (told["dead_letters"], told["dead_letter_ids"]) == (3, [(120, 121), (130, 130)])
+    book.ledger.dropped(dropped(140), "spool_full")
+    assert str(verdict(book.report)) == "1 ids missing in 1 hole; 3 events refused by Kafka, see dead_letters.py"
+    book.ledger.resent(dropped(120, 121))
+    assert book.stream()["dead_letter_ids"] == [(130, 130)]
+    book.ledger.resent(dropped(130, 140))
+    assert str(verdict(book.report)) == "complete"
+
+
+def test_an_update_of_a_book_that_kafka_refused_is_a_hole_until_a_snapshot_follows(book: Book) -> None:
+    book.ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 4)
+    time.sleep(0.002)  # the records' times are ms
+    from_disk = Route("depth_update", "depth", b"BTCUSDT", b"", 0, b"")
+    book.ledger.dropped(ids_of([Event(from_disk, b'{"s":"BTCUSDT","U":5,"u":9}', 1)]), "dead_letter")
+    assert str(verdict(book.report)) == "1 hole in depth without a snapshot"
+    book.ledger.snapshot_taken("btcusdt@depth@100ms", "BTCUSDT", 30)
+    assert str(verdict(book.report)) == "complete; 1 hole in depth, each followed by a snapshot"
+
+
 def test_what_was_fetched_again_does_not_hide_what_never_came(book: Book) -> None:
     book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
     book.ledger.gap_opened(gap(120, 129, "dropped"))
@@ -273,6 +305,41 @@ def test_an_empty_ledger_is_not_taken_for_completeness(book: Book) -> None:
     assert str(verdict(book.report)) == "no record: nothing is known"
 
 
+UNKNOWN = r"nothing is known since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z: "
+DEAD = UNKNOWN + "no service has written to the ledger since, as one that runs does every hour"
+
+
+def test_a_service_that_has_been_dead_for_hours_is_not_taken_for_completeness() -> None:
+    book = Book(minutes_ago=70)
+    book.hour(101, 200, 100)
+    assert not verdict(book.report).complete
+    assert re.fullmatch(DEAD, str(verdict(book.report)))
+    assert (book.told()["complete"], book.told()["unknown_since"]) == (False, book.told()["to"])
+
+
+@pytest.mark.parametrize("minutes", [0, 59, 64])
+def test_a_service_that_writes_every_hour_is_complete_up_to_now(minutes: int) -> None:
+    book = Book(minutes_ago=minutes)
+    book.hour(101, 200, 100)
+    assert str(verdict(book.report)) == "complete"
+    assert book.told()["unknown_since"] is None
+
+
+def test_an_hour_in_which_no_id_came_is_a_sign_of_life() -> None:
+    book = Book(minutes_ago=30)
+    book.ledger.quiet(HOUR)
+    assert str(verdict(book.report)) == "complete"
+
+
+def test_a_service_that_was_stopped_in_order_is_told_as_such() -> None:
+    book = Book(minutes_ago=70)
+    book.hour(101, 200, 100, partial=True)
+    assert re.fullmatch(UNKNOWN + "the service was stopped", str(verdict(book.report)))
+    assert not verdict(book.report).complete
+    book.next_run().connection_opened(0, 20)
+    assert re.fullmatch(DEAD, str(verdict(book.report))), "started again, and killed"
+
+
 def test_connections_are_told_with_their_ends_and_lifetimes(book: Book) -> None:
     for code in (1008, 1008, None):
         book.ledger.connection_opened(0, 20)
@@ -295,6 +362,7 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     )
     book.ledger.connection_opened(0, 20)
     book.ledger.connection_closed(0, 1008, "\x1b[31mred", "closed")
+    book.ledger.dropped(dropped(*range(161, 175, 2)), "dead_letter")
     console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
     console.print(drawn(book.report))
     console.file.close()
@@ -302,7 +370,9 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     assert "missing 151..151, 153..153, 155..155, 157..157, 159..160 (6 too_old)" in text
     assert f"{STREAM}:151-160 open since 2023-11-14T22:00:00.000Z" in text
     assert "1x 1008 ?[31mred" in text
-    assert text.rstrip().endswith("6 ids missing in 5 holes; 1 gap still open")
+    assert f"{STREAM}: dead letters 161..161, 163..163, 165..165, 167..167, 169..169 and 2 more" in text
+    says = "6 ids missing in 5 holes; 1 gap still open; 7 events refused by Kafka, see dead_letters.py"
+    assert text.rstrip().endswith(says)
 
 
 def test_in_a_narrow_terminal_no_stream_and_no_number_is_cut(book: Book) -> None:
@@ -428,6 +498,29 @@ def test_since_leaves_out_what_is_older(broker: Broker, tmp_path: Path) -> None:
     assert run(servers, topic).exit_code == 1
     recent = run(servers, topic, "--since", "24h")
     assert (recent.exit_code, recent.out.splitlines()[-1].strip()) == (0, "complete")
+
+
+@pytest.mark.kafka
+def test_a_ledger_that_ended_hours_ago_is_told_with_the_time(broker: Broker, tmp_path: Path) -> None:
+    servers, topic = broker.bootstrap_servers, f"gaps-{uuid.uuid4().hex[:12]}"
+    rig = Rig(KafkaConfig(bootstrap_servers=(servers,), topic_gaps=topic), tmp_path)
+    box = Outbox(tmp_path, topic, rig.sink, rig.telemetry, rig.ended.append)
+    two_hours_ago = time.time_ns() // 1_000_000 - 2 * 3_600_000
+
+    def post_as_then(note: Note) -> None:
+        told = json.loads(note.value) | {"at_ms": two_hours_ago, "at": iso(two_hours_ago)}
+        box.post(note._replace(value=json.dumps(told).encode(), timestamp_ms=two_hours_ago))
+
+    Ledger(post_as_then, rig.telemetry, "here").hour(Tally(backfilled=0, duplicates=0, received=100), HOUR)
+    box.start()
+    rig.start()
+    wait_until(lambda: not box.waiting)
+    box.close(Deadline(5.0))
+    rig.close(5.0)
+    for asked in ([], ["--since", "24h"]):
+        ran = run(servers, topic, *asked)
+        assert (ran.exit_code, ran.err) == (1, "")
+        assert ran.out.splitlines()[-1].startswith(f"nothing is known since {iso(two_hours_ago)}: no service has")
 
 
 @pytest.mark.kafka

@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from jsonschema import Draft202012Validator
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from config.settings import KafkaConfig, SpoolConfig
 from dead_letters import _packed, _unpacked, main
 from sandbox.brokers import free_port
+from src.completeness_report import CompletenessReport
 from src.events import Event, Route
+from src.ledger import Ledger
 from src.spool import Spool
 from tests.broker_fixtures import create_topics, read_all
 from tests.test_kafka_producer import Rig, wait_until
+from tests.test_ledger import SCHEMA as LEDGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,6 +250,40 @@ def test_letters_of_table_and_topic_are_listed_and_sent_again_once(place: Place,
     ]
     assert run(place, "list") == (0, "", "")
     assert run(place, "resend").out == "table: 0 sent again, 0 left\ntopic: 0 sent again, 0 left\n"
+
+
+def test_what_was_sent_again_is_told_to_the_ledger_and_a_ledger_that_is_not_there_stops_nothing(
+    place: Place, deliver: Deliver
+) -> None:
+    gaps = place.trades.replace("trades", "gaps")
+    large = [
+        b'{"s":"BTCUSDT","t":%d,"x":"%s"}' % (number, os.urandom(2_000).hex().encode()) for number in (7, 8, 9)
+    ]
+    rig = deliver()
+    report = CompletenessReport()
+    ledger = Ledger(lambda note: report.add(json.loads(note.value)), rig.telemetry)
+    rig.telemetry.tell_dropped = ledger.dropped
+    rig.start()
+    rig.send([trade(place, value) for value in large])
+    wait_until(lambda: len(place.dead_letters_in_topic()) == 3)
+    wait_until(lambda: not rig.spool.dead_letters())
+    rig.close(5.0)
+    assert report.streams["btcusdt@trade"].dead_letters == [(7, 9)]
+
+    place.allow_large()
+    *_, one = (each["id"] for each in run(place, "list", "--json").lines)
+    without = run(place, "resend", "--place", "topic", "--id", one, KAFKA_TOPIC_GAPS=gaps)
+    assert (without.exit_code, without.out) == (0, "topic: 1 sent again, 0 left\n")
+    assert without.err.startswith(f"dead_letters: sent again, but {gaps} did not take the note of it: ")
+    create_topics(place.servers, [gaps])
+    assert run(place, "resend", KAFKA_TOPIC_GAPS=gaps).err == ""
+    assert sorted(place.values(place.trades)) == sorted(large)
+    (told,) = read_all(place.servers, gaps)
+    assert told.key == b"BTCUSDT"
+    Draft202012Validator(LEDGER).validate(json.loads(told.value))
+    report.add(json.loads(told.value))
+    (left,) = report.streams["btcusdt@trade"].dead_letters
+    assert left[0] == left[1], "the one that the ledger was not told of"
 
 
 def test_selected_letters_are_sent_and_the_others_are_kept(place: Place, deliver: Deliver) -> None:

@@ -28,7 +28,7 @@ from src.delivery import Delivery
 from src.events import Decoded, Event, Route
 from src.holes import joined
 from src.kafka_producer import KafkaSink
-from src.lost import Lost, ids_of
+from src.lost import DEAD_LETTER, Lost, ids_of
 from src.spool import FILE, Spool, SpoolDamaged, SpoolFailed
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Topics, create_topics, read_all
@@ -500,6 +500,20 @@ def test_poison_is_buried_with_reason_and_bytes_and_holds_nothing_up(by_hand: Ca
     assert rig["kafka_produced"] == 600 - len(letters)
 
 
+def test_the_ids_of_what_kafka_refuses_are_told_and_not_fetched_again(by_hand: Callable[..., Rig]) -> None:
+    rig = by_hand(ScriptedKafka())
+    told: list[tuple[Ids, str]] = []
+    rig.telemetry.tell_dropped = lambda ids, reason: told.append((ids, reason))
+    rig.accept(600)
+    line = rig.sink.lines()[0]
+    rig.sink.answer(line, "poison")
+    drain(rig)
+    letters = {letter.value for letter in rig.spool.dead_letters()}
+    assert letters
+    assert told == [(ids_of(event for event in rig.feed.made if event.value in letters), DEAD_LETTER)]
+    assert rig.lost.take(10**6) == []
+
+
 def test_what_was_acknowledged_leaves_the_disk_and_is_not_sent_after_a_restart(
     by_hand: Callable[..., Rig],
 ) -> None:
@@ -785,9 +799,11 @@ def test_whenever_the_file_is_damaged_it_is_known_which_ids_are_in_kafka_and_whi
     rig = by_hand(ScriptedKafka(records=900), max_bytes=chooser.choice((10**9, 60_000)))
     told: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
 
-    def note(ids: Ids, _: str) -> None:
+    refused: list[tuple[int, int]] = []
+
+    def note(ids: Ids, reason: str) -> None:
         for which, intervals in ids.items():
-            told[which.event_type, which.symbol] += intervals
+            (refused if reason == DEAD_LETTER else told[which.event_type, which.symbol]).extend(intervals)
 
     rig.telemetry.tell_dropped = note
     disk = unwilling(rig)
@@ -805,6 +821,7 @@ def test_whenever_the_file_is_damaged_it_is_known_which_ids_are_in_kafka_and_whi
         (which.event_type, which.symbol): ids for which, ids in expected.items()
     }
     assert sum(last - first + 1 for ids in told.values() for first, last in ids) == len(lost), "each told of once"
+    assert sum(last - first + 1 for first, last in refused) == rig["messages_dead_lettered"]
     assert dict(rig.lost.take(10**6)) == {
         which: ids for which, ids in expected.items() if which.event_type == "trade"
     }

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from kafka import TopicPartition
+from kafka import TopicPartition, errors
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.partitioner.default import DefaultPartitioner
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.transaction_manager import (
+    InitProducerIdHandler,
+    ProducerIdAndEpoch,
+    TransactionManager,
+    TransactionState,
+)
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from src import kafka_batches
+from src import kafka_batches, kafka_causes
 from src.events import Event, Route
 from src.kafka_batches import BatchAppender, appender_for, can_append_batches
 from src.kafka_producer import _Partitions
@@ -269,3 +277,82 @@ def test_an_older_message_format_is_written_one_by_one() -> None:
 
 def test_the_builder_knows_no_batch_while_it_is_empty() -> None:
     assert MemoryRecordsBuilder(2, 0, 1_000)._builder._num_records == 0
+
+
+# What is overridden or mended without asking whether it is there: it would just not happen any more
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "takes"),
+    [
+        (TransactionManager, "classify_batch_error", ["self", "error", "batch", "log_start_offset"]),
+        (TransactionManager, "reset_producer_id", ["self"]),
+        (TransactionManager, "set_sequence_number", ["self", "tp", "sequence"]),
+        (TransactionManager, "_enqueue_request", ["self", "request_handler"]),
+        (InitProducerIdHandler, "on_complete", ["self", "correlation_id", "response_or_exc"]),
+        (KafkaTCPTransport, "_sock_recv", ["self"]),
+        (KafkaSSLTransport, "_sock_recv", ["self"]),
+    ],
+)
+def test_what_is_overridden_is_there_and_takes_the_same(where: type, name: str, takes: list[str]) -> None:
+    assert list(inspect.signature(getattr(where, name)).parameters) == takes
+
+
+def mended() -> TransactionManager:
+    """Make the state of an idempotent producer that has an id, mended as `Producer` does it."""
+    manager = TransactionManager()
+    manager.__class__ = kafka_batches._Sequences
+    manager.set_producer_id_and_epoch(ProducerIdAndEpoch(7, 1))
+    manager._current_state = TransactionState.READY
+    return manager
+
+
+def refused_batch(*, retried: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        topic_partition=PARTITION,
+        base_sequence=42,
+        producer_id=7,
+        producer_epoch=1,
+        in_retry=lambda: retried,
+    )
+
+
+def test_a_refused_batch_gives_its_sequence_numbers_back_and_ends_nothing() -> None:
+    manager = mended()
+    manager.set_sequence_number(PARTITION, 50)
+    kind = manager.classify_batch_error(errors.MessageSizeTooLargeError(), refused_batch())
+    assert (kind, manager.sequence_number(PARTITION)) == (TransactionManager.ERROR_CLASS_RETRIABLE, 42)
+    assert (manager._current_state, manager.has_producer_id()) == (TransactionState.READY, True)
+
+
+def test_a_batch_of_which_nothing_is_known_makes_the_producer_ask_for_another_id() -> None:
+    manager = mended()
+    kind = manager.classify_batch_error(errors.MessageSizeTooLargeError(), refused_batch(retried=True))
+    assert (kind, manager._current_state) == (
+        TransactionManager.ERROR_CLASS_RETRIABLE,
+        TransactionState.UNINITIALIZED,
+    )
+    assert not manager.has_producer_id()
+
+
+def test_what_the_library_calls_fatal_stays_fatal() -> None:
+    assert errors.ClusterAuthorizationFailedError in TransactionManager._FATAL_ERRORS
+    kind = mended().classify_batch_error(errors.ClusterAuthorizationFailedError(), refused_batch())
+    assert kind == TransactionManager.ERROR_CLASS_FATAL
+
+
+def test_a_broker_that_is_slow_to_give_an_id_is_asked_again() -> None:
+    manager = mended()
+    manager.reset_producer_id()
+    manager.init_producer_id()
+    (_, _, asked) = manager._pending_requests.pop()
+    asked.on_complete(manager._in_flight_request_correlation_id, errors.RequestTimedOutError())
+    assert [entry[2] for entry in manager._pending_requests] == [asked], "it asks again"
+    assert manager._current_state == TransactionState.INITIALIZING
+
+
+def test_a_library_that_reads_in_another_way_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for transport in (KafkaTCPTransport, KafkaSSLTransport):
+        monkeypatch.delattr(transport, "_sock_recv")
+    with pytest.raises(ZeroDivisionError), kafka_causes.causes_named():
+        raise ZeroDivisionError

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING
 import kafka.producer.kafka
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
-from kafka.errors import ClusterAuthorizationFailedError, TopicAuthorizationFailedError
+from kafka.errors import (
+    ClusterAuthorizationFailedError,
+    KafkaError,
+    KafkaTimeoutError,
+    TopicAuthorizationFailedError,
+)
 from kafka.partitioner.default import murmur2
 from structlog.testing import capture_logs
 
@@ -748,9 +753,28 @@ def test_a_fatal_producer_is_replaced_and_told_of_once(topics: Topics, make_rig:
     assert rig.count("possible_duplicates") == 0, "nothing of it had left"
     assert_exactly_delivered(topics, rig.accepted)
     said = [line for line in lines if line["event"] == "producer_broken_off"]
-    assert [(line["log_level"], line["reason"]) for line in said] == [
-        ("warning", "ClusterAuthorizationFailedError")
+    assert [(line["log_level"], line["reason"], line["check"]) for line in said] == [
+        ("warning", "ClusterAuthorizationFailedError", "the rights (ACLs) of this user")
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "check"),
+    [
+        (TopicAuthorizationFailedError(), "the rights (ACLs) of this user"),
+        (ClusterAuthorizationFailedError(), "the rights (ACLs) of this user"),
+        (KafkaTimeoutError(), None),
+    ],
+)
+def test_a_producer_that_a_broker_refuses_something_is_told_with_what_to_look_at(
+    error: KafkaError, check: str | None, tmp_path: Path
+) -> None:
+    rig = Rig(KafkaConfig(), tmp_path)
+    with capture_logs() as lines:
+        rig.sink.break_off(error)
+    rig.spool.close()
+    (line,) = lines
+    assert (line["event"], line["check"]) == ("producer_broken_off", check)
 
 
 @kafka_test

@@ -81,6 +81,8 @@ def write_each_kind(ledger: Ledger) -> None:
     ledger.connection_closed(1, None, "", "not_opened")
     ledger.connection_rotated(0, 2, "age")
     ledger.streams_changed(["ethusdt@trade"], [])
+    ledger.quiet(1_699_999_200_000)
+    ledger.resent(ids_of([Event(Route("trade", "trades", b"BTCUSDT", b"", 0, b""), b'{"s":"BTCUSDT","t":7}', 1)]))
     ledger.hour(Tally(), 1_699_999_200_000)
     ledger.hour(Tally(first=-1, last=-2, received=0, backfilled=0, duplicates=0), 1_699_999_200_000, partial=True)
     route = Route("trade", "trades", b"BTCUSDT", b"", 0, b"", "btcusdt@trade")
@@ -111,6 +113,7 @@ def test_records_are_keyed_by_symbol_or_connection_and_numbered(written: Written
     keys = {record["type"]: note.key for record, note in zip(written.records, written.notes, strict=True)}
     assert keys["opened"] == keys["hour"] == keys["dropped"] == keys["snapshot_taken"] == b"BTCUSDT"
     assert (keys["connection_rotated"], keys["streams_changed"]) == (b"connection-0", b"streams")
+    assert keys["quiet"] == b"streams"
     numbers = [int(record["id"].rpartition("-")[2]) for record in written.records]
     assert numbers == list(range(1, len(numbers) + 1))
     assert all(
@@ -202,3 +205,14 @@ def test_an_hour_is_told_when_it_has_passed_and_the_last_one_at_the_stop(written
         (start + HOUR_MS, "2023-11-14T23:00:00.000Z", True),
     ]
     assert (written.last["expected"], written.last["first_id"], written.last["last_id"]) == (100, 1, 100)
+
+
+def test_an_hour_in_which_no_id_came_is_told_too_so_that_silence_means_that_no_service_runs(
+    written: Written,
+) -> None:
+    start = 1_699_999_200_000
+    hours = Hours(written.ledger, list, start)
+    hours.tick(start + HOUR_MS)
+    hours.finish()
+    told = [(record["type"], record["hour_ms"], record["partial"]) for record in written.records]
+    assert told == [("quiet", start, False), ("quiet", start + HOUR_MS, True)]

@@ -102,3 +102,8 @@ def test_what_an_earlier_run_read_is_left_to_whoever_knows_what_of_it_is_missing
     lost.note(ids_of(live(1, 2, 3, 8) + live(1, symbol="ETHUSDT")))
     lost.forget("btcusdt@trade", 3)
     assert [ids for _, ids in lost.take(10)] == [[(1, 1)], [(3, 3), (8, 8)]]
+
+
+def test_a_key_that_the_disk_has_spoiled_is_no_reason_to_fail() -> None:
+    (which,) = ids_of([Event(Route("trade", "trades", b"BTC\xff", b"", 0, b""), b'{"s":"BTCUSDT","t":7}', 1)])
+    assert (which.stream, which.symbol) == ("btcusdt@trade", "BTC\ufffd")

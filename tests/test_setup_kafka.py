@@ -15,7 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from config.settings import KafkaConfig
 from sandbox.brokers import free_port
 from setup_kafka import main
-from src.topics import TopicError, create_topics, missing_topics, wanted_topics
+from src.topics import Topic, TopicError, create_topics, differences, fix, missing_topics, wanted_topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,6 +184,24 @@ def test_it_tells_what_differs_and_corrects_it_when_asked(
     assert run(settings).exit_code == 0
 
 
+@pytest.mark.parametrize("kept", ["31536000000", "-1"])
+def test_records_that_are_kept_longer_than_wanted_stay(
+    kept: str, broker: Broker, names: Names, admin: KafkaAdminClient
+) -> None:
+    settings = environment(broker.bootstrap_servers, names)
+    odd = {"retention.ms": kept, "cleanup.policy": "compact"}
+    admin.create_topics({names.trades: {"num_partitions": 3, "replication_factor": 1, "configs": odd}})
+    assert run(settings).exit_code == 1, "it is compacted"
+    fixed = run(settings, "--fix")
+    assert fixed.exit_code == 0, fixed
+    assert fixed.out.count(": corrected: ") == 1
+    assert configs(admin, names.trades, "retention.ms", "cleanup.policy") == {
+        "retention.ms": kept,
+        "cleanup.policy": "delete",
+    }
+    assert run(settings).exit_code == 0
+
+
 def test_what_cannot_be_corrected_is_told_with_what_to_do(
     broker: Broker, names: Names, admin: KafkaAdminClient
 ) -> None:
@@ -258,6 +276,61 @@ def test_topics_of_one_name_become_one_that_is_kept_longest() -> None:
     assert (one.name, one.configs["retention.ms"]) == ("all", str(30 * DAY_MS))
     assert two.name == "depth"
     assert (three.name, three.configs["retention.ms"]) == ("binance-dead-letters", str(30 * DAY_MS))
+
+
+@pytest.mark.parametrize(("replicas", "in_sync"), [(1, None), (2, None), (3, "2"), (5, "2")])
+def test_with_three_replicas_a_record_must_be_on_two(replicas: int, in_sync: str | None) -> None:
+    topics = wanted_topics(KafkaConfig(replication_factor=replicas))
+    assert len(topics) == 6
+    assert {topic.configs.get("min.insync.replicas") for topic in topics} == {in_sync}
+
+
+class Describing:
+    """An admin client of a cluster whose topics all have these replicas and configs; remembers what was set."""
+
+    def __init__(self, replicas: int, **different: str) -> None:
+        self._replicas, self._different = replicas, different
+        self.altered: list[dict[str, str]] = []
+
+    def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+        partition = {"replica_nodes": list(range(self._replicas))}
+        return [{"name": name, "error_code": 0, "partitions": [partition] * 3} for name in names]
+
+    def describe_configs(self, resources: list[ConfigResource], config_filter: str) -> Any:
+        assert config_filter == "all"
+        configs = {**trades().configs, **self._different}
+        return {"topic": {resources[0].name: {name: {"value": value} for name, value in configs.items()}}}
+
+    def alter_configs(self, resources: list[ConfigResource]) -> Any:
+        self.altered += [resource.configs for resource in resources]
+        return {"topic": {resource.name: "OK" for resource in resources}}
+
+
+def trades(replicas: int = 3) -> Topic:
+    return next(
+        topic
+        for topic in wanted_topics(KafkaConfig(replication_factor=replicas))
+        if topic.name == "binance-trades"
+    )
+
+
+def test_a_topic_of_three_whose_records_may_be_on_one_alone_is_told_and_corrected() -> None:
+    admin = Describing(3, **{"min.insync.replicas": "1"})
+    (found,) = differences(admin, [trades()])
+    assert str(found) == (
+        "min.insync.replicas is 1, wanted 2: a record may be on one broker alone when it is acknowledged"
+    )
+    fix(admin, found)
+    assert admin.altered == [{"min.insync.replicas": "2"}]
+
+
+def test_a_topic_whose_records_must_be_on_more_is_as_wanted() -> None:
+    assert differences(Describing(3, **{"min.insync.replicas": "3"}), [trades()]) == []
+
+
+def test_a_topic_with_too_few_replicas_is_not_made_to_stop_with_one_broker() -> None:
+    (found,) = differences(Describing(2, **{"min.insync.replicas": "1"}), [trades()])
+    assert (found.what, found.fixable) == ("replication factor", False)
 
 
 def test_the_service_can_create_what_is_missing(names: Names, admin: KafkaAdminClient) -> None:
