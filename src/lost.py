@@ -38,8 +38,8 @@ Ids: TypeAlias = "dict[Which, list[Interval]]"
 def ids_of(events: Iterable[Event]) -> Ids:
     """Return the ids of events whose streams count, in the order of coming; consecutive ones are one interval.
 
-    Of depth that was read from disk the stream's name lacks its speed. An update of a bar that is not closed yet is
-    none: the bar is there once it is closed.
+    Of depth that was read from disk the stream's name lacks its speed. An update of an open bar is left out: it is
+    the closed one that counts.
     """
     found: Ids = {}
     for event in events:

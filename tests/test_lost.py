@@ -49,9 +49,9 @@ def test_ids_of_a_stream_are_merged_wherever_they_were_lost() -> None:
 def test_an_update_of_an_open_bar_is_no_bar_that_is_lost() -> None:
     route = Route("kline", "raw", b"BTCUSDT", b"", 0, b"", "btcusdt@kline_1m")
     bar = {"t": 60_000, "T": 119_999, "s": "BTCUSDT", "i": "1m"}
+    told = [json.dumps({"s": "BTCUSDT", "k": bar | {"x": closed}}).encode() for closed in (False, True)]
     read = [
-        Event(route, json.dumps({"s": "BTCUSDT", "k": bar | {"x": closed}}).encode(), 1, 0, 60_000, 119_999, closed)
-        for closed in (False, True)
+        Event(route, value, 1, 0, 60_000, 119_999, final) for value, final in zip(told, (False, True), strict=True)
     ]
     from_disk = [Event(msgspec.structs.replace(route, stream=""), event.value, 1, 7) for event in read]
     for opened, closed in (read, from_disk):
