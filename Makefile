@@ -9,7 +9,7 @@ SECONDS := 1800
 RATE := 20000
 BROKER := embedded  # or kafka4, kafka3
 SEED := 7
-PACE := 10000,25000,40000,60000
+PACE := 20000,40000,60000,80000
 IMAGE := localhost/binance-ingestion:latest
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of many hundred processes compiles every module anew

@@ -31,6 +31,7 @@ WAITING = (
     "Condition.wait (threading.py)",
     "sigwait (signal.py)",
     "ReadAheadSocket._wait_for (websocket_wire.py)",
+    "Service.run (service.py)",  # for a signal
 )
 """Where threads wait for something to do; py-spy cannot tell that from work everywhere."""
 

@@ -315,7 +315,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=600_000, help="for each process")
     parser.add_argument("--rounds", type=int, default=3, help="without --paced: how often, the order turned")
     parser.add_argument("--paced", help="instead: messages a second for each process; comma-separated")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run with --paced")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each run with --paced")
     parser.set_defaults(rate=None)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
