@@ -295,14 +295,14 @@ def _work_on(
 
 
 def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, asked: argparse.Namespace) -> bool:
-    sent = 0
+    sent, told = 0, True
     if letters:
         with causes_named():
             producer = open_producer(kafka, bootstrap_timeout_ms=_patience_ms(asked.wait))
         try:
             for start in range(0, len(letters), _AT_ONCE):
                 taken = _sent(producer, letters[start : start + _AT_ONCE])
-                _tell_ledger(producer, kafka.topic_gaps, taken)
+                told &= _tell_ledger(producer, kafka.topic_gaps, taken)
                 place.done(taken)
                 sent += len(taken)
         finally:
@@ -311,7 +311,7 @@ def _resend(place: Table | Topic, letters: list[Letter], kafka: KafkaConfig, ask
         print(json.dumps({"place": place.name, "resent": sent, "left": len(letters) - sent}))
     else:
         print(f"{place.name}: {sent} sent again, {len(letters) - sent} left")
-    return sent == len(letters)
+    return told and sent == len(letters)
 
 
 def _sent(producer: KafkaProducer, letters: list[Letter]) -> list[Letter]:
@@ -335,7 +335,7 @@ def _sent(producer: KafkaProducer, letters: list[Letter]) -> list[Letter]:
     return taken
 
 
-def _tell_ledger(producer: KafkaProducer, topic: str, taken: list[Letter]) -> None:
+def _tell_ledger(producer: KafkaProducer, topic: str, taken: list[Letter]) -> bool:
     """Write which ids are in their topics now; a ledger that does not take it is no reason to send them twice."""
     notes: list[Note] = []
     Ledger(notes.append, Telemetry()).resent(ids_of(letter.event for letter in taken))
@@ -347,6 +347,8 @@ def _tell_ledger(producer: KafkaProducer, topic: str, taken: list[Letter]) -> No
             future.get(timeout=_ANSWER_SECONDS)
     except (KafkaError, ValueError, AssertionError) as error:
         _complain(f"sent again, but {topic} did not take the note of it: {one_line(error)}")
+        return False
+    return True
 
 
 def _wanted(letter: Letter, asked: argparse.Namespace) -> bool:

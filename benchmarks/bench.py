@@ -119,8 +119,10 @@ class Bench:
                 settings={"CONNECTION_BATCH_TIMEOUT_SECONDS": "0.05"},
             )
             result = self._run(task)
-            result.fault = result.fault or not_kept(task, result)
-            if not result.fault or number == len(rates):
+            unkept = "" if result.fault else not_kept(task, result)
+            done = bool(result.fault) or not unkept or number == len(rates)
+            result.fault = result.fault or unkept
+            if done:
                 self._session.latency[title] = result
                 return
             self._session.repeated.append(result)
@@ -219,7 +221,7 @@ def main() -> int:
     started_at = time.monotonic()
     measure(session, arguments.pipelines.split(","), arguments.loads.split(","))
     session.seconds = round(time.monotonic() - started_at, 1)
-    summary = report.summary(session.rounds, session.latency, session.usual, session.following)
+    summary = report.summary(session.rounds, session.latency, session.usual, session.following, session.repeated)
     print("\n" + report.text(session.broker, summary))
     named = arguments.broker + ("-quick" if arguments.quick else "")
     into = arguments.into or ROOT / "build" / "bench" / named

@@ -204,8 +204,8 @@ class Sender:
         """Number of frames sent so far, and when (monotonic, ns) the last was handed to the kernel, or due."""
 
     def paced(self, rate: float, tick: float) -> Sent:
-        """Send `rate` frames a second; each tick what is due."""
-        return self._send(Even(rate, tick))
+        """Send `rate` frames a second; each tick what is due, in blocks of what falls due in 2 ms at most."""
+        return self._send(Even(rate, tick), max(1, min(BLOCK_FRAMES, int(rate * LATE_SECONDS))))
 
     def scheduled(self, due: Iterator[float]) -> Sent:
         """Send each frame when it is due, in s from now; those that are due together in one block."""
@@ -215,11 +215,11 @@ class Sender:
         """Send as fast as the window lets it."""
         return self._send(Window(progress, window))
 
-    def _send(self, pace: Pace) -> Sent:
+    def _send(self, pace: Pace, most: int = BLOCK_FRAMES) -> Sent:
         total, sent, behind, waited, blocked = self._frames.total, 0, 0.0, 0.0, 0.0
         started_at = time.monotonic()
         while sent < total:
-            allowed = min(pace.allowed(), total, sent + BLOCK_FRAMES)
+            allowed = min(pace.allowed(), total, sent + most)
             if allowed > sent:
                 piece, sent = self._frames.piece(sent, allowed)
                 late = pace.behind(sent)

@@ -341,7 +341,8 @@ def _whole(path: Path) -> bool:
     if not path.is_file():
         return False
     found = json.loads(path.read_text())
-    return found["effort"] == "full" and len(found["rounds"][0]) == len(NAMES) * len(LOADS)
+    faults = [run["fault"] for results in found["rounds"] for run in results.values() if run["fault"]]
+    return found["effort"] == "full" and len(found["rounds"][0]) == len(NAMES) * len(LOADS) and not faults
 
 
 def _long_enough(soak: Path) -> bool:

@@ -76,7 +76,11 @@ def ratios(rounds: Sequence[Round], name: str) -> dict[str, float]:
 
 
 def summary(
-    rounds: Sequence[Round], latency: Round, usual: Round, followed: Sequence[dict[str, Any]] = ()
+    rounds: Sequence[Round],
+    latency: Round,
+    usual: Round,
+    followed: Sequence[dict[str, Any]] = (),
+    repeated: Sequence[Result] = (),
 ) -> dict[str, Any]:
     """Return what is to be shown."""
     everything = [result for results in (*rounds, latency, usual) for result in results.values()]
@@ -84,7 +88,7 @@ def summary(
         "throughput": medians(rounds) if rounds else {},
         "latency_ms": {title: result.legs for title, result in latency.items() if result.legs},
         "paced": {title: _paced(result) for title, result in latency.items() if result.legs},
-        "memory_full_mb": _most_memory(everything),
+        "memory_full_mb": _most_memory([*everything, *repeated]),
         "usual": {spacing: result.steady for spacing, result in usual.items() if result.steady},
         "usual_percent": {
             spacing: result.steady["cpu_us"] * USUAL_RATE / 1e4
@@ -110,10 +114,10 @@ def _paced(result: Result) -> dict[str, Any]:
     }
 
 
-def _most_memory(results: Sequence[Result]) -> float:
-    """Return the most that the service took in any run, MB."""
+def _most_memory(results: Sequence[Result]) -> float | None:
+    """Return the most that the service took in any run, MB; None when it was in none."""
     ours = [NAMES["seeds"], NAMES["fast"]]
-    return max((result.peak_mb for result in results if result.pipeline in ours), default=0.0)
+    return max((result.peak_mb for result in results if result.pipeline in ours), default=None)
 
 
 def _worst(followed: Sequence[dict[str, Any]]) -> dict[str, float]:

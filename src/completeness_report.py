@@ -193,6 +193,10 @@ class CompletenessReport:
         """Records that are none of the ledger's."""
         self.first_ms: int | None = None
         self.last_ms: int | None = None
+        self._alive_ms: int | None = None
+        """When a service last wrote; `dead_letters.py` writes, too."""
+        self._sent_again: dict[tuple[str, str], list[tuple[int, Interval]]] = {}
+        """By symbol and event type: when which dead letters were sent again, as may be told before they died."""
         self._recent: dict[str, None] = {}
         """The ids of the last records; what is there twice is close together."""
         self._takes: dict[str, Callable[[Told], None]] = {
@@ -225,13 +229,18 @@ class CompletenessReport:
         self.records += 1
         self.first_ms = at_ms if self.first_ms is None else self.first_ms
         self.last_ms = at_ms if self.last_ms is None else max(self.last_ms, at_ms)
+        if record["type"] != "resent":
+            self._alive_ms = at_ms if self._alive_ms is None else max(self._alive_ms, at_ms)
 
     @property
     def silent_since_ms(self) -> int | None:
-        """When the newest record was written, if that is longer ago than it can be while a service runs."""
-        if self._now_ms is None or self.last_ms is None or self._now_ms - self.last_ms <= _SILENT_MS:
+        """When a service last wrote, if that is longer ago than it can be while one runs; of several any counts.
+
+        Where none has written at all, when the first record was written.
+        """
+        if self._now_ms is None or (self._alive_ms is not None and self._now_ms - self._alive_ms <= _SILENT_MS):
             return None
-        return self.last_ms
+        return self.first_ms if self._alive_ms is None else self._alive_ms
 
     def _known(self, number: str) -> bool:
         if number in self._recent:
@@ -273,6 +282,9 @@ class CompletenessReport:
 
     def _dropped(self, told: Told) -> None:
         missing = [(first, last) for first, last in told["missing"]]
+        if told["reason"] == DEAD_LETTER:
+            for at_ms, (first, last) in self._sent_again.get((told["symbol"], told["event_type"]), ()):
+                missing = without(missing, first, last) if at_ms >= told["at_ms"] else missing
         stream = self._book(told) or self._stream(told)
         stream.went(missing, told["reason"])
         stream.drops_ms += [told["at_ms"]] * len(missing)
@@ -280,8 +292,11 @@ class CompletenessReport:
             include(stream.lost, interval)
 
     def _resent(self, told: Told) -> None:
-        if (stream := self.streams.get(told["stream"])) is not None:
-            stream.came([(first, last) for first, last in told["ids"]])
+        ids = [(first, last) for first, last in told["ids"]]
+        again = self._sent_again.setdefault((told["symbol"], told["event_type"]), [])
+        again += [(told["at_ms"], interval) for interval in ids]
+        if (stream := self._book(told) or self.streams.get(told["stream"])) is not None:
+            stream.came(ids)
 
     def _renumbered(self, told: Told) -> None:
         if (stream := self.streams.get(told["stream"])) is not None:

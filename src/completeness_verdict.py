@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether every id from the first up to now is in Kafka, as far as the ledger tells."""
+        """Whether every id up to the last that any service has told of is in Kafka, as far as the ledger tells."""
         counted = (self.missing, self.bars, self.open, self.unbridged, self.dead_letters, self.unreadable)
         return self.records > 0 and not any(counted) and self.unknown_since is None
 
@@ -65,8 +65,7 @@ class Verdict(NamedTuple):
             f"{self.bars} bars missing" * bool(self.bars),
             f"{_count(self.open, 'gap')} still open" * bool(self.open),
             f"{_holes(self.unbridged)} in depth without a snapshot" * bool(self.unbridged),
-            f"{_count(self.dead_letters, 'event')} refused by Kafka, see dead_letters.py"
-            * bool(self.dead_letters),
+            f"{_count(self.dead_letters, 'dead letter')}, see dead_letters.py" * bool(self.dead_letters),
             f"{_count(self.unreadable, 'record')} not readable" * bool(self.unreadable),
         ]
         remarks = [

@@ -168,7 +168,7 @@ def _numbered(events: Iterable[Event]) -> Iterator[tuple[Which, str, list[Interv
             first, last = at.first, at.last
         _append(found.setdefault(route, []), first, last)
     for route, ids in found.items():
-        symbol = (route.key or b"").decode()
+        symbol = (route.key or b"").decode("utf-8", "replace")
         stream = f"{symbol.lower()}@{_STREAMS[route.event_type]}"
         yield Which(stream, symbol, route.event_type, route.topic), route.stream, ids
 

@@ -233,7 +233,7 @@ class Telemetry:
         if not events:
             return
         self.tell_dropped(ids_of(events), reason)
-        symbols = Counter((event.route.key or b"").decode() for event in events)
+        symbols = Counter((event.route.key or b"").decode("utf-8", "replace") for event in events)
         with self._lock:
             self._counts[f"messages_{was}"] -= len(events)
             self._counts["messages_dropped"] += len(events)

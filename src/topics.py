@@ -64,7 +64,7 @@ class Topic:
     def _keeps(self) -> str:
         if _RETENTION not in self.configs:
             return "the last record of each key kept"
-        return f"kept for {_count(int(self.configs[_RETENTION]) // _DAY_MS, 'day')}"
+        return f"kept for at least {_count(int(self.configs[_RETENTION]) // _DAY_MS, 'day')}"
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _config_differences(admin: KafkaAdminClient, topic: Topic, found: dict[str, 
     return [
         Difference(topic, name, str(actual[name]["value"]), value, fixable=True, remark=_REMARKS.get(name, ""))
         for name, value in wanted.items()
-        if not _is_enough(name, str(actual[name]["value"]), value)
+        if name in actual and not _is_enough(name, str(actual[name]["value"]), value)
     ]
 
 

@@ -416,7 +416,8 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
 
     def _recv(self, size: int) -> bytes:
         """Give the library the next piece of an unusual frame."""
-        if (announced := self.frame_buffer.length or 0) > MAX_FRAME:
+        announced = self.frame_buffer.length if self._in_bulk else None
+        if (announced or 0) > MAX_FRAME:
             raise ConnectionLost(f"a frame of {announced} bytes was announced, more than {MAX_FRAME}")
         return self._ahead.take(size)
 

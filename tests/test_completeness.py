@@ -240,17 +240,55 @@ def test_what_was_dropped_is_missing_only_until_it_was_fetched_and_again_when_th
 def test_what_kafka_refused_is_told_apart_from_what_is_lost_until_it_was_sent_again(book: Book) -> None:
     book.hour(101, 200, 100)
     book.ledger.dropped(dropped(120, 121, 130), "dead_letter")
-    assert str(verdict(book.report)) == "3 events refused by Kafka, see dead_letters.py"
+    assert str(verdict(book.report)) == "3 dead letters, see dead_letters.py"
     assert not verdict(book.report).complete
     told = book.stream()
     assert (told["missing"], told["reasons"], told["unexplained"]) == (0, {}, 0)
     assert (told["dead_letters"], told["dead_letter_ids"]) == (3, [(120, 121), (130, 130)])
     book.ledger.dropped(dropped(140), "spool_full")
-    assert str(verdict(book.report)) == "1 ids missing in 1 hole; 3 events refused by Kafka, see dead_letters.py"
+    assert str(verdict(book.report)) == "1 ids missing in 1 hole; 3 dead letters, see dead_letters.py"
     book.ledger.resent(dropped(120, 121))
     assert book.stream()["dead_letter_ids"] == [(130, 130)]
     book.ledger.resent(dropped(130, 140))
     assert str(verdict(book.report)) == "complete"
+
+
+def test_dead_letters_that_were_sent_again_before_the_ledger_told_of_them_are_none(book: Book) -> None:
+    book.hour(101, 200, 100)
+    notes: list[Note] = []
+    late = Ledger(notes.append, Telemetry())
+    late.dropped(dropped(120, 121), "dead_letter")
+    book.ledger.resent(dropped(120, 121))
+    book.report.add(json.loads(notes[0].value))
+    assert str(verdict(book.report)) == "complete"
+    time.sleep(0.002)
+    book.ledger.dropped(dropped(121), "dead_letter")  # refused once more
+    assert book.stream()["dead_letter_ids"] == [(121, 121)]
+
+
+def test_an_update_of_a_book_that_was_sent_again_is_no_dead_letter_any_more(book: Book) -> None:
+    live = Route("depth_update", "depth", b"BTCUSDT", b"", 0, b"", "btcusdt@depth@100ms")
+    again = Route("depth_update", "depth", b"BTCUSDT", b"", 0, b"")
+    value = b'{"s":"BTCUSDT","U":5,"u":9}'
+    book.ledger.dropped(ids_of([Event(live, value, 1, 0, 5, 9)]), "dead_letter")
+    assert book.report.streams["btcusdt@depth@100ms"].dead_letters == [(5, 9)]
+    book.ledger.resent(ids_of([Event(again, value, 1)]))
+    assert book.report.streams["btcusdt@depth@100ms"].dead_letters == []
+
+
+def test_sending_dead_letters_again_is_no_sign_of_life() -> None:
+    hours_ago = int(time.time() * 1000) - 5 * 3_600_000
+    notes: list[Note] = []
+    ledger = Ledger(notes.append, Telemetry())
+    ledger.resent(dropped(120))
+    alone = CompletenessReport(int(time.time() * 1000))
+    alone.add(json.loads(notes[0].value))
+    assert not verdict(alone).complete
+    report = CompletenessReport(int(time.time() * 1000))
+    ledger.quiet(0)
+    report.add(json.loads(notes[1].value) | {"at_ms": hours_ago})
+    report.add(json.loads(notes[0].value))
+    assert verdict(report).unknown_since == iso(hours_ago)
 
 
 def test_an_update_of_a_book_that_kafka_refused_is_a_hole_until_a_snapshot_follows(book: Book) -> None:
@@ -371,7 +409,7 @@ def test_a_report_is_drawn_with_all_that_is_wrong_and_nothing_that_a_terminal_ob
     assert f"{STREAM}:151-160 open since 2023-11-14T22:00:00.000Z" in text
     assert "1x 1008 ?[31mred" in text
     assert f"{STREAM}: dead letters 161..161, 163..163, 165..165, 167..167, 169..169 and 2 more" in text
-    says = "6 ids missing in 5 holes; 1 gap still open; 7 events refused by Kafka, see dead_letters.py"
+    says = "6 ids missing in 5 holes; 1 gap still open; 7 dead letters, see dead_letters.py"
     assert text.rstrip().endswith(says)
 
 

@@ -273,7 +273,7 @@ def test_what_was_sent_again_is_told_to_the_ledger_and_a_ledger_that_is_not_ther
     place.allow_large()
     *_, one = (each["id"] for each in run(place, "list", "--json").lines)
     without = run(place, "resend", "--place", "topic", "--id", one, KAFKA_TOPIC_GAPS=gaps)
-    assert (without.exit_code, without.out) == (0, "topic: 1 sent again, 0 left\n")
+    assert (without.exit_code, without.out) == (1, "topic: 1 sent again, 0 left\n")
     assert without.err.startswith(f"dead_letters: sent again, but {gaps} did not take the note of it: ")
     create_topics(place.servers, [gaps])
     assert run(place, "resend", KAFKA_TOPIC_GAPS=gaps).err == ""

@@ -13,6 +13,7 @@ from src import lost as subject
 from src.events import Event, Route
 from src.holes import include, joined
 from src.lost import Lost, Which, ids_of
+from src.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import pytest
@@ -105,5 +106,13 @@ def test_what_an_earlier_run_read_is_left_to_whoever_knows_what_of_it_is_missing
 
 
 def test_a_key_that_the_disk_has_spoiled_is_no_reason_to_fail() -> None:
-    (which,) = ids_of([Event(Route("trade", "trades", b"BTC\xff", b"", 0, b""), b'{"s":"BTCUSDT","t":7}', 1)])
+    spoiled = [Event(Route("trade", "trades", b"BTC\xff", b"", 0, b""), b'{"s":"BTCUSDT","t":7}', 1)]
+    (which,) = ids_of(spoiled)
     assert (which.stream, which.symbol) == ("btcusdt@trade", "BTC\ufffd")
+    on_disk = subject.OnDisk()
+    on_disk.add(spoiled)
+    on_disk.gone(spoiled)
+    assert on_disk.clear() == {}
+    telemetry = Telemetry()
+    telemetry.dropped(spoiled, "spool_full")
+    assert telemetry.snapshot()["messages_dropped"] == 1

@@ -111,7 +111,7 @@ def test_it_creates_the_topics_and_finds_them_as_wanted_the_next_time(
     settings = environment(broker.bootstrap_servers, names)
     first = run(settings)
     assert (first.exit_code, first.err) == (0, "")
-    assert f"{names.trades}: created (3 partitions, 1 replica, kept for 30 days)" in first.out
+    assert f"{names.trades}: created (3 partitions, 1 replica, kept for at least 30 days)" in first.out
     for topic, days in zip(names[:5], (7, 30, 7, 30, 365), strict=True):
         assert partitions(admin, topic) == (1 if topic == names.gaps else 3)
         assert configs(admin, topic, "retention.ms", "cleanup.policy", "compression.type") == {
@@ -291,6 +291,7 @@ class Describing:
     def __init__(self, replicas: int, **different: str) -> None:
         self._replicas, self._different = replicas, different
         self.altered: list[dict[str, str]] = []
+        self.untold: set[str] = set()
 
     def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
         partition = {"replica_nodes": list(range(self._replicas))}
@@ -298,8 +299,9 @@ class Describing:
 
     def describe_configs(self, resources: list[ConfigResource], config_filter: str) -> Any:
         assert config_filter == "all"
-        configs = {**trades().configs, **self._different}
-        return {"topic": {resources[0].name: {name: {"value": value} for name, value in configs.items()}}}
+        told = {**trades().configs, **self._different}
+        configs = {name: {"value": value} for name, value in told.items() if name not in self.untold}
+        return {"topic": {resources[0].name: configs}}
 
     def alter_configs(self, resources: list[ConfigResource]) -> Any:
         self.altered += [resource.configs for resource in resources]
@@ -326,6 +328,12 @@ def test_a_topic_of_three_whose_records_may_be_on_one_alone_is_told_and_correcte
 
 def test_a_topic_whose_records_must_be_on_more_is_as_wanted() -> None:
     assert differences(Describing(3, **{"min.insync.replicas": "3"}), [trades()]) == []
+
+
+def test_a_broker_that_does_not_tell_of_a_config_is_taken_as_it_is() -> None:
+    silent = Describing(3)
+    silent.untold = {"min.insync.replicas"}
+    assert differences(silent, [trades()]) == []
 
 
 def test_a_topic_with_too_few_replicas_is_not_made_to_stop_with_one_broker() -> None:

@@ -274,6 +274,14 @@ def test_a_library_with_other_insides_reads_every_frame() -> None:
         assert (reader.close_code, reader.close_text) == (1001, "gone")
 
 
+def test_a_library_that_still_calls_us_is_not_asked_for_its_insides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_wire, "has_known_insides", lambda _: False)
+    with opened() as (reader, peer):
+        peer.sendall(frame(PAYLOAD) + frame(b"y" * 200))
+        reader.frame_buffer = SimpleNamespace(recv_frame=reader.frame_buffer.recv_frame)
+        assert read_all(reader, 2) == [PAYLOAD, b"y" * 200]
+
+
 @pytest.mark.usefixtures("strange_library")
 def test_a_library_with_other_insides_notices_the_end_of_the_stream() -> None:
     with opened() as (reader, peer):
