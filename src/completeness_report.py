@@ -43,6 +43,8 @@ class Hole:
     given_up: dict[str, list[Interval]] = field(default_factory=dict)
     """By reason."""
     given_up_ms: int = 0
+    dropped: list[Interval] = field(default_factory=list)
+    """What was dropped while this was being filled: as far as it came for this, it is missing again."""
     filled: bool = False
     events: int = 0
 
@@ -50,7 +52,7 @@ class Hole:
     def came(self) -> list[Interval]:
         """What is known to have come."""
         came = [self.ids] if self.filled else []
-        for first, last in (ids for some in self.given_up.values() for ids in some):
+        for first, last in (*self.dropped, *(ids for some in self.given_up.values() for ids in some)):
             came = without(came, first, last)
         return came
 
@@ -287,6 +289,8 @@ class CompletenessReport:
                 missing = without(missing, first, last) if at_ms >= told["at_ms"] else missing
         stream = self._book(told) or self._stream(told)
         stream.went(missing, told["reason"])
+        for hole in stream.open_holes:  # what came for it has not come
+            hole.dropped += missing
         stream.drops_ms += [told["at_ms"]] * len(missing)
         for interval in missing:
             include(stream.lost, interval)

@@ -301,6 +301,19 @@ def test_an_update_of_a_book_that_kafka_refused_is_a_hole_until_a_snapshot_follo
     assert str(verdict(book.report)) == "complete; 1 hole in depth, each followed by a snapshot"
 
 
+def test_what_came_for_a_gap_and_was_dropped_before_the_rest_came_is_missing(book: Book) -> None:
+    book.hour(101, 200, 100)
+    book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
+    book.ledger.gap_opened(gap(120, 129, "dropped"))
+    book.ledger.dropped(dropped(*range(120, 125)), "spool_full")
+    book.ledger.gap_filled(gap(120, 129, "dropped"), 10)
+    assert str(verdict(book.report)) == "5 ids missing in 1 hole"
+    book.ledger.gap_opened(gap(120, 124, "dropped"))
+    assert verdict(book.report).open == 1
+    book.ledger.gap_filled(gap(120, 124, "dropped"), 5)
+    assert str(verdict(book.report)) == "complete"
+
+
 def test_what_was_fetched_again_does_not_hide_what_never_came(book: Book) -> None:
     book.ledger.dropped(dropped(*range(120, 130)), "spool_full")
     book.ledger.gap_opened(gap(120, 129, "dropped"))
