@@ -120,9 +120,8 @@ class Bench:
             )
             result = self._run(task)
             unkept = "" if result.fault else not_kept(task, result)
-            done = bool(result.fault) or not unkept or number == len(rates)
             result.fault = result.fault or unkept
-            if done:
+            if not unkept or number == len(rates):
                 self._session.latency[title] = result
                 return
             self._session.repeated.append(result)

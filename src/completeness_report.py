@@ -290,7 +290,8 @@ class CompletenessReport:
         stream = self._book(told) or self._stream(told)
         stream.went(missing, told["reason"])
         for hole in stream.open_holes:  # what came for it has not come
-            hole.dropped += missing
+            first, last = hole.ids
+            hole.dropped += [interval for interval in missing if first <= interval[1] and interval[0] <= last]
         stream.drops_ms += [told["at_ms"]] * len(missing)
         for interval in missing:
             include(stream.lost, interval)

@@ -200,6 +200,8 @@ def test_a_block_that_is_late_counts_as_sent_when_it_was_due() -> None:
         ours.close()
         reader.join()
     assert sent.behind_seconds > 0.3
+    ends = [0, *(count for count, _ in sender.blocks)]
+    assert max(after - before for before, after in pairwise(ends)) <= 20, "what falls due in 2 ms"
     for count, at in sender.blocks:
         assert abs(at - started_ns - count * 100_000) < 100_000_000  # 0.1 ms a frame
 
@@ -310,6 +312,31 @@ def test_a_pace_that_was_not_kept_is_named() -> None:
     assert "delivered 900/s" in bench.not_kept(task, replace(kept, rate=900))
     assert "0.30 s behind" in bench.not_kept(task, replace(kept, generator={"behind_seconds": 0.3}))
     assert "9,000 of 10,000" in bench.not_kept(task, replace(kept, legs={"send_to_ack": {"samples": 900}}))
+
+
+@pytest.mark.parametrize(
+    ("faults", "rates", "kept", "repeated"),
+    [
+        (["", ""], [990, 990], "80 %", 0),
+        (["lost", ""], [500, 990], "80 %", 0),  # is told, not tried away
+        (["", "lost"], [500, 990], "80 % again", 1),
+        (["", "", ""], [500, 500, 500], "60 %", 2),
+    ],
+)
+def test_a_pace_that_was_not_kept_is_tried_again_and_a_loss_is_not(
+    faults: list[str], rates: list[float], kept: str, repeated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = iter(
+        result(rate, 5, fault=fault, legs={"send_to_ack": {"samples": 1000}})
+        for rate, fault in zip(rates, faults, strict=True)
+    )
+    monkeypatch.setattr(bench.Bench, "_run", lambda *_: next(runs))
+    session = bench.Session("embedded", "full")
+    measuring = bench.Bench("", "", session, bench.EFFORTS["full"])
+    measuring.latency("fast", "trades", [("80 %", 1000.0), ("80 % again", 1000.0), ("60 %", 1000.0)], 1.0)
+    ((title, measured),) = session.latency.items()
+    assert (title, len(session.repeated)) == (kept, repeated)
+    assert bool(measured.fault) == ("lost" in faults or kept == "60 %")
 
 
 def test_the_most_memory_is_that_of_the_service_in_any_run() -> None:

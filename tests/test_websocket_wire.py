@@ -250,6 +250,7 @@ def strange_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket_wire, "has_known_insides", lambda _: False)
     monkeypatch.delattr(FrameReader, "_recv")
     monkeypatch.delattr(FrameReader, "_send")
+    monkeypatch.delattr(FrameReader, "_cut")
 
 
 @pytest.mark.usefixtures("strange_library")
