@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from src.completeness_report import DEPTH, CompletenessReport
 from src.completeness_verdict import verdict
+from src.holes import joined, without
 from tests.broker_fixtures import read_all
 from tests.service_fixtures import balanced
 from tests.test_resume_process import SYMBOLS, Scene
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from sandbox.brokers import Broker
     from sandbox.exchange import Exchange
+    from src.holes import Interval
     from tests.service_fixtures import StartService
 
 pytestmark = pytest.mark.kafka
@@ -65,6 +69,22 @@ def assert_each_once(scene: Scene) -> None:
         assert sorted(ids) == list(range(min(ids), max(ids) + 1)), stream
 
 
+def assert_the_ledger_tells_what_is_missing(scene: Scene) -> CompletenessReport:
+    """Of each stream the ledger says exactly which ids between the first and the last are not in Kafka."""
+    told = report(scene)
+    for stream, ids in scene.trades().items():
+        assert len(set(ids)) == len(ids), f"{stream}: some are there twice"
+        those = told.streams[stream]
+        said = joined([*those.missing, *(left for hole in those.open_holes for left in hole.left)])
+        missing = joined((before + 1, after - 1) for before, after in pairwise(sorted(ids)) if after > before + 1)
+        assert within(said, min(ids), max(ids)) == missing, stream
+    return told
+
+
+def within(ids: list[Interval], first: int, last: int) -> list[Interval]:
+    return without(without(ids, 0, first - 1), last + 1, sys.maxsize)
+
+
 def report(scene: Scene) -> CompletenessReport:
     told = CompletenessReport()
     for record in read_all(scene.topics.bootstrap_servers, scene.topics.gaps):
@@ -81,12 +101,30 @@ def test_what_a_full_disk_lost_is_fetched_when_kafka_is_back(scene: Scene, own_b
     assert balanced(service.final)
     assert service.final["messages_backfilled"] > 1_000
     assert service.final["messages_dropped"] > 3_000
-    told = report(scene)
+    told = assert_the_ledger_tells_what_is_missing(scene)
     assert {hole.cause for stream in told.streams.values() for hole in stream.holes.values()} == {"dropped"}
     assert any(stream.drops_ms for stream in told.streams.values() if stream.event_type == DEPTH)
-    found = verdict(told)
-    assert (found.missing, found.open, found.unbridged) == (0, 0, 0), str(found)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.15, 0.3, 0.45])
+def test_stopped_while_it_is_fetched_the_ledger_tells_what_is_missing_and_the_next_run_fetches_it(
+    seconds: float, scene: Scene, own_broker: Broker
+) -> None:
+    """What is fetched is lost again on so small a disk, in the middle of a gap too, and fetched once more."""
+    scene.start(**SMALL)
+    scene.flows()
+    lose_some(scene, own_broker, more_than=6_000)
+    time.sleep(seconds)
+    scene.service.stop()
+    assert balanced(scene.service.final)
+    assert_the_ledger_tells_what_is_missing(scene)
+    service = scene.start()
+    scene.flows()
+    service.wait_for(lambda: all_fetched(scene), "what was lost was fetched", 60)
+    scene.stop()
     assert_each_once(scene)
+    found = verdict(report(scene))
+    assert (found.missing, found.open) == (0, 0), str(found)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
