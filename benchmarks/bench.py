@@ -1,11 +1,11 @@
 """`python -m benchmarks.bench`: how fast and how cheap, from the socket to Kafka's acknowledgement.
 
-In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings and
-with high-throughput ones; two loads; rounds in which the order turns, so that what else the machine does falls
-on all. Then latencies leg by leg. Before all that: without a broker, what following the streams' ids costs a
-message; on a broker that holds nothing yet, what the service costs at the live exchange's usual pace, spaced as
-frames of the exchange were and evenly. Every record of every run is read back and compared with what was sent.
-Writes results.json and plot.svg; exit code 1 when a run was faulty.
+In one run, on one broker: the naive reference, cryptofeed, the service with the seeds' producer settings, with
+high-throughput ones, and with these while its frames come over TLS; two loads; rounds in which the order turns,
+so that what else the machine does falls on all. Then latencies leg by leg. Before all that: without a broker, what
+following the streams' ids costs a message; on a broker that holds nothing yet, what the service costs at the live
+exchange's usual pace, spaced as frames of the exchange were, over TLS, and evenly. Every record of every run is
+read back and compared with what was sent. Writes results.json and plot.svg; exit code 1 when a run was faulty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,12 +133,11 @@ class Bench:
         for spacing in report.SPACINGS:
             steady = Steady(seconds)
             task = Task(
-                PIPELINES["seeds"],
+                replace(PIPELINES["seeds"], tls=spacing == "tls"),
                 "realistic",
                 int(report.USUAL_RATE * seconds),
                 report.USUAL_RATE,
                 arrivals="even" if spacing == "even" else "recorded",
-                tls=spacing == "tls",
                 settings=settings,
                 watch=steady.watch,
             )

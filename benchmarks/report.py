@@ -31,6 +31,7 @@ NAMES = {
     "peer": "cryptofeed, its Kafka backend",
     "seeds": "service, the seeds' settings",
     "fast": "service, high-throughput settings",
+    "tls": "service, high-throughput settings, TLS",
 }
 
 
@@ -116,7 +117,7 @@ def _paced(result: Result) -> dict[str, Any]:
 
 def _most_memory(results: Sequence[Result]) -> float | None:
     """Return the most that the service took in any run, MB; None when it was in none."""
-    ours = [NAMES["seeds"], NAMES["fast"]]
+    ours = [NAMES["seeds"], NAMES["fast"], NAMES["tls"]]
     return max((result.peak_mb for result in results if result.pipeline in ours), default=None)
 
 

@@ -47,6 +47,8 @@ class Pipeline:
     expected_rate: dict[str, int] = field(default_factory=dict)
     """Messages a second, roughly, by load: decides how many are sent, not how fast."""
     product: bool = True
+    tls: bool = False
+    """Whether its frames come over TLS, as those of the exchange do."""
 
     @property
     def is_peer(self) -> bool:
@@ -83,6 +85,13 @@ PIPELINES = {
         (str(ROOT / "main.py"),),
         HIGH_THROUGHPUT,
         expected_rate={"trades": 200_000, "realistic": 80_000},
+    ),
+    "tls": Pipeline(
+        "service, high-throughput settings, TLS",
+        (str(ROOT / "main.py"),),
+        HIGH_THROUGHPUT,
+        expected_rate={"trades": 150_000, "realistic": 60_000},
+        tls=True,
     ),
 }
 
@@ -136,8 +145,6 @@ class Task:
     tick: float = 0.001
     arrivals: str = "even"
     """How a paced load is spaced: `even` or `recorded`."""
-    tls: bool = False
-    """Whether the frames come over TLS, as those of the exchange do."""
     stretch: int | None = None
     """How many frames the generator encodes ahead; None: all."""
     trace_every: int = 0
@@ -160,7 +167,7 @@ class Run:
         self.topics = RunTopics(bootstrap_servers, peer=task.pipeline.is_peer)
         self._stack.callback(self.topics.close)
         self._progress = Progress.create(self._folder / "progress")
-        self._authority = trustme.CA(key_type=trustme.KeyType.ECDSA) if task.tls else None
+        self._authority = trustme.CA(key_type=trustme.KeyType.ECDSA) if task.pipeline.tls else None
         self._generator = self._start_generator()
         self._stack.callback(self._generator.stop)
         self._monitoring = free_port()
@@ -201,7 +208,7 @@ class Run:
         task = self._task
         pipeline = task.pipeline
         variables = self.topics.variables() | {
-            "BINANCE_WS_BASE_URL": f"{'wss' if task.tls else 'ws'}://{HOST}:{self._generator.line()['port']}/ws",
+            "BINANCE_WS_BASE_URL": f"{'wss' if pipeline.tls else 'ws'}://{HOST}:{self._generator.line()['port']}/ws",
             "BINANCE_REST_BASE_URL": rest_url if pipeline.is_peer else f"{rest_url}{LIVE}",
             "BINANCE_STREAMS": loads.streams(self._load),
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -216,7 +223,7 @@ class Run:
         }
         python = str(peer_venv.python()) if pipeline.is_peer else sys.executable
         arguments = ["-m", "benchmarks.traced"] if task.trace_every else list(pipeline.arguments)
-        trusted = {"SSL_CERT_FILE": str(self._folder / "authority.pem")} if task.tls else {}
+        trusted = {"SSL_CERT_FILE": str(self._folder / "authority.pem")} if pipeline.tls else {}
         settings = pipeline.settings | trusted | task.settings
         return Child("pipeline", [python, *arguments], self._folder, variables | settings)
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-WIDTH = 860
-LEFT = 270
+WIDTH = 900
+LEFT = 310
 RIGHT = 110
 ROW = 24
 LINES_HEIGHT = 190

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import websocket
 
+from src.tls_in_memory import Tls
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -85,6 +87,7 @@ class ReadAheadSocket:
 
     def __init__(self) -> None:
         self._sock = socket.socket()
+        self._tls: Tls | None = None
         self._block = memoryview(bytearray(READ_SIZE))
         self._poll = select.poll()
         self._waits_for = 0
@@ -134,7 +137,9 @@ class ReadAheadSocket:
         raise failure
 
     def _connect_to(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
-        self._unwatch()
+        if self._waits_for:
+            self._poll.unregister(self._sock)
+            self._waits_for = 0
         self._sock.close()
         self._sock = sock
         sock.settimeout(0)
@@ -148,19 +153,10 @@ class ReadAheadSocket:
         if code:
             raise OSError(code, os.strerror(code))
 
-    def _unwatch(self) -> None:
-        """Take the socket out of what is waited for, before it is closed or wrapped."""
-        if self._waits_for:
-            self._poll.unregister(self._sock)
-            self._waits_for = 0
-
     def _secure(self, host: str) -> None:
         self.step = "TLS handshake"
-        context = ssl.create_default_context()
-        self._unwatch()
-        tls = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
-        self._sock = tls
-        self._retried(tls.do_handshake, select.POLLIN)
+        self._tls = Tls(self._sock, ssl.create_default_context(), host)
+        self._retried(self._tls.do_handshake, select.POLLIN)
 
     def _retried(self, operation: Callable[[], T], blocked_on: int) -> T:
         """Do what may have to wait for the socket: plain TCP for `blocked_on`, TLS for what it asks."""
@@ -225,25 +221,12 @@ class ReadAheadSocket:
 
     def _received(self) -> int:
         """Read into the block what is there, waiting for the first of it; return how many bytes, 0 at the end."""
+        source = self._tls or self._sock
         try:
-            count = self._sock.recv_into(self._block)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            count = self._retried(lambda: self._sock.recv_into(self._block), select.POLLIN)
-        if isinstance(self._sock, ssl.SSLSocket):
-            return self._with_more_records(count)
-        self._drained = 0 < count < READ_SIZE
-        return count
-
-    def _with_more_records(self, count: int) -> int:
-        """Read on, since TLS gives out one record at a time, as a rule a frame; the next read tells of an end."""
-        self._drained = False
-        try:
-            while 0 < count < READ_SIZE and (more := self._sock.recv_into(self._block[count:])):
-                count += more
-        except ssl.SSLWantReadError:
-            self._drained = True
-        except OSError:
-            pass
+            count = source.recv_into(self._block)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            count = self._retried(lambda: source.recv_into(self._block), select.POLLIN)
+        self._drained = self._tls.drained if self._tls else 0 < count < READ_SIZE
         return count
 
     def take(self, size: int) -> bytes:
@@ -267,7 +250,11 @@ class ReadAheadSocket:
         A peer that has hung up takes all: what it sent before is still to be read, and then tells of it.
         """
         try:
-            return self._retried(lambda: self._sock.send(data), select.POLLOUT)
+            if self._tls is None:
+                return self._retried(lambda: self._sock.send(data), select.POLLOUT)
+            self._tls.encrypt(data)
+            self._retried(self._tls.flush, select.POLLOUT)
+            return len(data)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return len(data)
 

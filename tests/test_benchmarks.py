@@ -577,13 +577,12 @@ def test_a_traced_run_of_the_real_service_is_complete_and_timed(broker: Broker) 
 def test_a_run_over_tls_that_is_followed_is_compared_and_the_broker_keeps_little_of_it(broker: Broker) -> None:
     watched = Steady(4.0)
     task = Task(
-        PIPELINES["seeds"],
+        replace(PIPELINES["seeds"], tls=True),
         "realistic",
         2000,
         500,
         stretch=500,
         arrivals="recorded",
-        tls=True,
         watch=watched.watch,
         follow=True,
     )
