@@ -135,6 +135,8 @@ class KafkaSink:
         self._partitions: _Partitions
         self._hurried = False
         self._broken = threading.Event()
+        self._failure: BaseException | None = None
+        """What was raised while the fate of events was told: the producer's own thread would swallow it."""
         self._closing = threading.Event()
         self._connector = Worker("kafka-connector", self._keep_connected, on_exit)
 
@@ -248,7 +250,7 @@ class KafkaSink:
     # The life of producers
 
     def _keep_connected(self) -> None:
-        while not self._closing.is_set():
+        while not self._closing.is_set() and self._failure is None:
             try:
                 with causes_named():
                     self._create_missing_topics()
@@ -261,6 +263,8 @@ class KafkaSink:
             if not self._closing.is_set():
                 self._end_producer(_END_SECONDS)
                 self._closing.wait(_RETRY_SECONDS)
+        if self._failure is not None:
+            raise self._failure
 
     def _wait_until_broken(self) -> None:
         """Break the producer off when a topic is gone, which it would wait for until its batches are too old."""
@@ -349,7 +353,14 @@ class KafkaSink:
         return copies[:admitted]
 
     def _told(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
-        """Take note of the fate of records; runs on the producer's I/O thread."""
+        """Take note of the fate of records; runs on the producer's I/O thread. A failure ends the connector."""
+        try:
+            self._take_note(events, error, fate)
+        except BaseException as failure:  # noqa: BLE001 - kept for the connector
+            self._failure = self._failure or failure
+            self._broken.set()
+
+    def _take_note(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
         if self._mirror is not None:
             copies = [event for event in events if isinstance(event, MirroredEvent)]
             events = [event for event in events if not isinstance(event, MirroredEvent)]

@@ -514,6 +514,7 @@ sys.exit(serve())
         ("events", "EventDecoder.decode"),
         ("kafka_producer", "KafkaSink.send"),
         ("kafka_producer", "KafkaSink._create_missing_topics"),
+        ("delivery", "Delivery._settled"),
     ],
 )
 def test_a_stage_that_raises_ends_the_process_with_1_and_the_cause_in_the_log(
