@@ -111,7 +111,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        return 0  # before anything ran
+        return 0  # before the service ran
 
 
 def _interrupt(*_: object) -> None:
@@ -134,17 +134,30 @@ def _demo(stack: ExitStack, arguments: argparse.Namespace) -> int:
     _create_topics(settings.kafka.model_copy(update={"bootstrap_servers": (broker.bootstrap_servers,)}))
     exchange = None if arguments.live else _start_exchange(stack, arguments.rate, settings.binance, environment)
     log = folder / "service.log"
-    service = _start_service(stack, environment, log)
+    _say("starting the service")
+    service = Part("the service", [str(ROOT / "main.py")], environment, stack.enter_context(log.open("wb")))
+    stack.callback(service.stop)
+    view = None
+    try:
+        _await_service(service, environment, log)
+        _introduce(broker, environment, log)
+        command = [str(ROOT / "consumer_example.py"), "--from-beginning"]
+        view = Part("the consumer", command, environment, sys.stdout.buffer)
+        stack.callback(view.stop)
+        _watch([service, view], arguments.seconds, f"{_monitoring(environment)}/ready")
+    except KeyboardInterrupt:
+        pass
+    for number in _STOP_SIGNALS:  # the rest must run to its end
+        signal.signal(number, signal.SIG_IGN)
+    return _end(service, view, exchange, log)
+
+
+def _introduce(broker: EmbeddedBroker, environment: dict[str, str], log: Path) -> None:
     _say(f"broker    {broker.bootstrap_servers} (keeps the last {KEPT_MINUTES} minutes)")
     _say(f"exchange  {environment.get('BINANCE_WS_BASE_URL', 'live')}")
     _say(f"service   log in {log}, metrics on {_monitoring(environment)}/metrics")
     _say(f"          live: .venv/bin/python monitoring.py --url {_monitoring(environment)} in another terminal")
     _say("what arrives in Kafka follows; Ctrl+C ends all of it\n")
-    command = [str(ROOT / "consumer_example.py"), "--from-beginning"]
-    view = Part("the consumer", command, environment, sys.stdout.buffer)
-    stack.callback(view.stop)
-    _watch([service, view], arguments.seconds, f"{_monitoring(environment)}/ready")
-    return _end(service, view, exchange, log)
 
 
 def _create_topics(config: KafkaConfig) -> None:
@@ -175,39 +188,31 @@ def _symbols(wanted: BinanceConfig) -> list[str]:
     return ["--symbols", ",".join(symbols)] if symbols else []
 
 
-def _start_service(stack: ExitStack, environment: dict[str, str], log: Path) -> Part:
-    _say("starting the service")
-    service = Part("the service", [str(ROOT / "main.py")], environment, stack.enter_context(log.open("wb")))
-    stack.callback(service.stop)
+def _await_service(service: Part, environment: dict[str, str], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(f"{_monitoring(environment)}/health"):
         if service.process.poll() is not None or time.monotonic() > deadline:
             raise DemoError(f"the service did not start; see {log}")
         time.sleep(0.1)
-    return service
 
 
 def _watch(parts: list[Part], seconds: float | None, ready_url: str) -> None:
-    """Wait for Ctrl+C, the end of a part, or the end of the time; say once when nothing will be seen."""
+    """Wait for the end of a part, or the end of the time; say once when nothing will be seen."""
     deadline = time.monotonic() + seconds if seconds else float("inf")
     look_at = time.monotonic() + _READY_SECONDS
-    try:
-        while all(part.process.poll() is None for part in parts) and time.monotonic() < deadline:
-            time.sleep(0.2)
-            if time.monotonic() > look_at:
-                look_at = float("inf")
-                if not _answers(ready_url):
-                    _say(f"the service is not ready yet; {ready_url} and its log say why")
-    except KeyboardInterrupt:
-        pass
-    for number in _STOP_SIGNALS:  # the rest must run to its end
-        signal.signal(number, signal.SIG_IGN)
+    while all(part.process.poll() is None for part in parts) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if time.monotonic() > look_at:
+            look_at = float("inf")
+            if not _answers(ready_url):
+                _say(f"the service is not ready yet; {ready_url} and its log say why")
 
 
-def _end(service: Part, view: Part, exchange: str | None, log: Path) -> int:
+def _end(service: Part, view: Part | None, exchange: str | None, log: Path) -> int:
     exit_code = service.stop()
-    time.sleep(1.0)  # the view reads what came last
-    view.stop()
+    if view is not None:
+        time.sleep(1.0)  # it reads what came last
+        view.stop()
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     metrics: dict[str, Any] = next((line for line in reversed(lines) if line.get("final")), {})
     sent = _sent(exchange) if exchange else None

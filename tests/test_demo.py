@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.service_fixtures import REPOSITORY
 
@@ -28,6 +32,35 @@ def demo(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize("behind", ["starting the service", "what arrives in Kafka follows"])
+def test_ctrl_c_ends_all_of_it_and_says_what_was_delivered(behind: str, tmp_path: Path) -> None:
+    plain = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandbox.demo", "--folder", str(tmp_path)],
+        cwd=tmp_path,
+        env=plain | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as demo_process:
+        assert demo_process.stdout
+        told = ""
+        for line in demo_process.stdout:
+            told += line
+            if line.startswith(behind):
+                time.sleep(2.0)  # by when the service runs, if it is quick
+                os.killpg(demo_process.pid, signal.SIGINT)  # as a terminal does
+                break
+        told += demo_process.stdout.read()
+    assert "Traceback" not in told
+    assert "the service delivered" in told
+    assert demo_process.returncode == 0, told
+    assert "(everything delivered)" in told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(demo_process.pid, 0)
 
 
 def test_the_last_lines_add_up_whatever_is_set_for_the_log_and_as_a_proxy(tmp_path: Path) -> None:

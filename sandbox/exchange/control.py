@@ -145,6 +145,8 @@ class Control(Faults):
 
     def rate(self, rate: float, mix: str | None = None) -> Answer:
         """Trade at another rate, and with another mix where one is given."""
+        if not 0 <= rate < float("inf"):
+            raise ControlError(f"rate: a number from 0 on, not {rate}")
         try:
             self._core.market.plan(rate, Mix.parse(mix) if mix else self._core.market.mix)
         except SettingsError as error:

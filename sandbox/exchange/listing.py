@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from random import Random
+from typing import NamedTuple
 
 from sandbox.exchange.bars import BarHistory
 from sandbox.exchange.book import Book, Level, Side
 from sandbox.exchange.symbols import DecimalText, SymbolSpec
 from sandbox.exchange.tape import Tape
-
-if TYPE_CHECKING:
-    from random import Random
 
 _TABLE = 1024
 _OPENING_LEVELS = 250
@@ -63,7 +61,10 @@ class DepthEvent(NamedTuple):
 
 
 class Listing:
-    """The state of one symbol. All randomness comes from the market's one seeded source."""
+    """The state of one symbol. All randomness comes from the market's one seeded source.
+
+    But for block trades, which follow the clock: what they draw must not change what else trades.
+    """
 
     def __init__(self, spec: SymbolSpec, random: Random, start_ms: int, history: int) -> None:
         self.spec = spec
@@ -79,6 +80,7 @@ class Listing:
         self.last_time = start_ms
         self.started_ms = start_ms
         self._random = random
+        self._random_of_blocks = Random(self.next_block_trade)
         self._sizes = [1 + int(random.paretovariate(1.1) * spec.typical_lots / 20) for _ in range(_TABLE)]
         self._depths = [1 + min(int(random.paretovariate(0.7)), 400) for _ in range(_TABLE)]
         self._pull = 40 / spec.first_price
@@ -143,7 +145,7 @@ class Listing:
         number = self.next_block_trade
         self.next_block_trade += 1
         self.last_time = max(self.last_time, time)
-        return number, self.last_price, self.spec.typical_lots * 50, self._random.random() < 0.5  # noqa: PLR2004
+        return number, self.last_price, self.spec.typical_lots * 50, self._random_of_blocks.random() < 0.5  # noqa: PLR2004
 
     def _note(self, price: int, taken: int, time: int, quantities: list[int], *, maker: bool) -> None:
         bars = self.bars

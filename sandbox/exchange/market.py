@@ -47,6 +47,7 @@ class Market:
         self._numbers = self._popularity(len(self.listings))
         self._depth_levels = settings.depth_levels
         self._tick_s = settings.tick_ms / 1000
+        self._ticks_a_second = max(1, round(_SECOND_MS / settings.tick_ms))
         self._next_second = start_ms // _SECOND_MS * _SECOND_MS + _SECOND_MS
         self._block_trades_ms = int(settings.block_trade_interval_s * 1000)
         self._next_block_ms = start_ms + self._block_trades_ms
@@ -79,6 +80,9 @@ class Market:
             self._depths_due += extra * self._depth_share
         self._trade(until_ms, emit)
         self.now_ms = until_ms
+        if not self.ticks % self._ticks_a_second:
+            for listing in self.listings:
+                listing.trim()
         if until_ms >= self._next_second:
             self._end_second(until_ms, emit)
 
@@ -151,7 +155,6 @@ class Market:
         self._next_second = now_ms // _SECOND_MS * _SECOND_MS + _SECOND_MS
         for number, listing in enumerate(self.listings):
             listing.bars.roll(now_ms)
-            listing.trim()
             if not self._depth_rate:
                 self.flush_depth(number, emit)
             taken = listing.book.take_slow()
