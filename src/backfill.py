@@ -59,8 +59,8 @@ class Continuity(Protocol):
     def offer_snapshot(self, stream: str, event: Event) -> bool:
         """Take a snapshot; False when it is too old."""
 
-    def abandon_snapshot(self, stream: str, reason: str) -> None:
-        """Hold depth no more."""
+    def abandon_snapshot(self, stream: str, reason: str, *, for_good: bool = False) -> None:
+        """Hold depth no more; `for_good`: no snapshot will be offered."""
 
 
 class Backfill:
@@ -318,7 +318,7 @@ class Backfill:
         """Try once; depth is not held for longer than it takes to ask."""
         stream, levels = task.stream, self._settings.snapshot_levels
         if not self._settings.enabled:
-            self._continuity.abandon_snapshot(stream, "backfill_disabled")
+            self._continuity.abandon_snapshot(stream, "backfill_disabled", for_good=True)
             return None
         if (wait := self._snapshot_must_wait(task, depth_weight(levels))) > 0:
             return wait
@@ -354,8 +354,10 @@ class Backfill:
             self._let_pass(error, _DEPTH)
         permanent = isinstance(error, Refused) and not error.passing
         named = isinstance(error, Refused) and error.invalid_symbol
-        self._continuity.abandon_snapshot(task.stream, "invalid_symbol" if named else f"rest_{error.reason}")
-        if permanent and (named or task.failures + 1 >= self._pace.tries):
+        for_good = permanent and (named or task.failures + 1 >= self._pace.tries)
+        reason = "invalid_symbol" if named else f"rest_{error.reason}"
+        self._continuity.abandon_snapshot(task.stream, reason, for_good=for_good)
+        if for_good:
             return None
         delay = self._next_delay(task, self._pace.longest_retry)
         return error.retry_after if isinstance(error, Limited) else max(delay, self._away(_DEPTH))

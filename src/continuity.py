@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from config.streams import stream_symbol
 from src.events import NO_ID
-from src.holes import Gap
+from src.holes import Gap, holds, include, without
 from src.lanes import Lane, PlacedHole, SnapshotPlace
 from src.lost import Lost
 from src.sequences import BAR, DEPTH, SNAPSHOT_PATIENCE, Stream, Verdict, missing_since
@@ -44,8 +44,6 @@ _LEAST_PATIENCE = 0.5
 _RENEWAL_SECONDS = 10.0
 """Between two looks for books whose last snapshot is old."""
 _RECORDING_MS = 3_600_000
-_NEVER = "invalid_symbol"
-"""Why a snapshot will not come however often it is asked for."""
 
 
 class Filling(Protocol):
@@ -114,13 +112,16 @@ class Continuity:
         self._doubted: set[Stream] = set()
         """Streams with events that are repeats or a new numbering."""
         self._renew_at = 0.0
+        self._unread: set[str] = set()
+        """Streams that were read and are not any more."""
         self._held = 0
         self._put = 0
         self._closed = False
 
     def put(self, events: list[Event], source: int, opened: int = 0) -> bool:
-        """Pass on what came on one of the connections; return False, taking none, once the buffer is closed.
+        """Pass on what came on one of the connections; return False, taking none, once closed.
 
+        `source` is even or odd, and the next one is that of the other connection that may bring the same streams.
         `opened` counts how often this one was opened, so that what is missing since is known for what it is.
         """
         routes = self._routes
@@ -128,6 +129,8 @@ class Continuity:
         append = out.append
         now = time.monotonic()
         with self._lock:
+            if self._closed:
+                return False
             self._opened[source] = opened
             self._heard[source] = now
             for event in events:
@@ -148,8 +151,7 @@ class Continuity:
                     self._judge(event, source, out)
             if self._compared is not None:
                 self._compare(events, source)
-            self._put += len(out)
-            return not out or self._buffer.put(out)
+            return self._pass_on(out)
 
     # Whoever fills
 
@@ -176,9 +178,7 @@ class Continuity:
             hole = self._holes.get(gap.id)
             if hole is None or self._closed:
                 return
-            given_up = hole.give_up(list(hole.missing) if only is None else only)
-            if given_up:
-                self._ledger.gap_unfillable(gap, given_up, reason)
+            self._give_up(hole, list(hole.missing) if only is None else only, reason)
             self._pass_on(self._came(hole, 0))
 
     def give_up_order(self, gap: Gap, reason: str) -> None:
@@ -225,14 +225,18 @@ class Continuity:
             self._pass_on(self._advance(found.lane))
             return True
 
-    def abandon_snapshot(self, stream: str, reason: str) -> None:
-        """Let what waits for a snapshot pass; it is wanted all the same, and may be offered later."""
+    def abandon_snapshot(self, stream: str, reason: str, *, for_good: bool = False) -> None:
+        """Let what waits for a snapshot pass; it is wanted all the same, and may be offered later.
+
+        `for_good`: it will not come, and is not waited for before it is due anew, or behind a further gap.
+        """
         with self._lock:
             found = self._depth(stream)
             if found is not None and (place := found.lane.place_of(found.name)) is not None:
                 self._pass_on(self._stop_waiting(found.lane, place, reason))
-            if found is not None and reason == _NEVER:
+            if found is not None and for_good:
                 found.wants_snapshot = False
+                found.snapshot_at = time.monotonic()
 
     # Whoever keeps the time, resumes, reports
 
@@ -280,6 +284,16 @@ class Continuity:
                 if stream.event_type == DEPTH and stream.symbol in books:
                     self._want_snapshot(stream)
 
+    def will_read(self, streams: Iterable[str]) -> None:
+        """Take note that these are read from here on, if they were not; before their first events."""
+        with self._lock:
+            self._unread.difference_update(streams)
+
+    def left(self, streams: Iterable[str]) -> None:
+        """Take note that these are not read any more: no book of theirs is kept up to date."""
+        with self._lock:
+            self._unread.update(streams)
+
     def positions(self) -> tuple[int, dict[str, Position]]:
         """Return how many events went into the buffer so far, and where each counted stream stands with these."""
         with self._lock:
@@ -299,9 +313,10 @@ class Continuity:
             return dict(traffic)
 
     def tallies(self) -> list[Tally]:
-        """Return what each counted stream brought since this was last asked."""
+        """Return what each counted stream brought since this was last asked; of one not read any more, if any."""
         with self._lock:
-            return [stream.tally() for stream in self._counted()]
+            tallies = [(stream.name in self._unread, stream.tally()) for stream in self._counted()]
+        return [tally for unread, tally in tallies if not unread or tally.received or tally.backfilled]
 
     @property
     def held(self) -> int:
@@ -404,12 +419,12 @@ class Continuity:
 
     def _late(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: it is missing, or a repeat, or of a new numbering."""
-        hole = next((hole for hole in stream.holes if event.final and hole.offer(event)), None)
+        hole = next((hole for hole in stream.holes if event.final and hole.lacks(event)), None)
         if hole is None:
             self._passed_by(stream, event, source, out)
             return
-        opener = hole.opener if stream.event_type != BAR else None
-        misnumbered = opener is not None and event.timestamp_ms > opener.timestamp_ms
+        misnumbered = stream.event_type != BAR and hole.opened_by_a_wrong_id(event)
+        hole.offer(event)
         if misnumbered:
             self._misnumbered(stream, hole, event)
         out += self._came(hole, 1)
@@ -417,7 +432,10 @@ class Continuity:
             out += self._close_beyond(stream)
 
     def _passed_by(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
-        """Take an event whose id has passed: a repeat, of a new numbering, or of another time."""
+        """Take an event whose id has passed: a repeat, given up before, of a new numbering, or of another time."""
+        if event.final and holds(stream.given_up, event):
+            self._came_after_all(stream, event, out)
+            return
         apart = stream.hours_apart(event) if stream.was_never_there(event) else 0
         if apart < 0:
             self._follow(stream, event, out)
@@ -425,6 +443,16 @@ class Continuity:
         self._repeated(stream, stream.repeats_by(event))
         self._doubted.add(stream)
         self._renumber(stream, stream.suspects() if apart else stream.renumbered(), source, out)
+
+    def _came_after_all(self, stream: Stream, event: Event, out: list[Event]) -> None:
+        """Let an event pass that was given up before, out of order, and take it off what is missing."""
+        stream.given_up = without(stream.given_up, event.first_id, event.last_id)
+        ids = event.first_id, event.last_id
+        gap = Gap(stream.name, stream.event_type, stream.symbol, *ids, "late", _now_ms())
+        self._ledger.gap_opened(gap)
+        self._ledger.order_given_up(gap, "late")
+        self._ledger.gap_filled(gap, 1)
+        out.append(event)
 
     def _misnumbered(self, stream: Stream, hole: PlacedHole, event: Event) -> None:
         """Go on from an event inside a gap that is newer than the one which opened it: that one's id was wrong.
@@ -459,6 +487,7 @@ class Continuity:
         for hole in list(stream.holes):
             self._ledger.gap_unfillable(hole.gap, hole.give_up(hole.missing), "renumbered")
             out += self._came(hole, 0)
+        stream.given_up.clear()
         stream.begins_at = events[0].first_id
         for event in events:
             stream.take(event, source)
@@ -488,7 +517,7 @@ class Continuity:
         if hole is None:
             return []
         stream.lane.queue.append(hole)
-        if self._another_speaks(source):  # it may bring what is missing any moment
+        if self._other_speaks(source):  # it may bring what is missing any moment
             self._unasked.append(hole)
             return []
         return self._ask(stream, hole)
@@ -509,16 +538,26 @@ class Continuity:
             self._filling.request(hole.gap)
             return []
         reason = "not_kept_by_the_exchange" if stream.event_type == DEPTH else "backfill_disabled"
-        self._ledger.gap_unfillable(hole.gap, hole.give_up(list(hole.missing)), reason)
+        self._give_up(hole, list(hole.missing), reason)
         wants = stream.event_type == DEPTH and self._want_snapshot(stream)
         if wants and hole in stream.lane.queue:  # or what waited has passed, and the snapshot finds its own place
             stream.lane.put_behind(hole, SnapshotPlace(stream.name, time.monotonic()))
         return self._came(hole, 0)
 
-    def _another_speaks(self, source: int) -> bool:
-        """Whether another connection has brought something just now."""
-        since = time.monotonic() - self._skew_seconds
-        return any(heard > since for other, heard in self._heard.items() if other != source)
+    def _give_up(self, hole: PlacedHole, ids: Iterable[Interval], reason: str) -> None:
+        """Wait for these ids no more; one that comes all the same is no repeat."""
+        given_up = hole.give_up(ids)
+        if not given_up:
+            return
+        self._ledger.gap_unfillable(hole.gap, given_up, reason)
+        stream = self._stream_of(hole.gap)
+        if stream.event_type != DEPTH:  # there the snapshot holds it
+            for interval in given_up:
+                include(stream.given_up, interval, may_grow=len(stream.given_up) < _MOST_HOLES)
+
+    def _other_speaks(self, source: int) -> bool:
+        """Whether the other connection for the same streams has brought something just now."""
+        return self._heard.get(source ^ 1, float("-inf")) > time.monotonic() - self._skew_seconds
 
     def _renew_snapshots(self, now: float) -> None:
         """Ask for a snapshot of each book now and then: what is older than the topic's retention is gone."""
@@ -531,7 +570,7 @@ class Continuity:
 
     def _want_snapshot(self, stream: Stream) -> bool:
         """Ask for a snapshot; return whether there will be one."""
-        if self._settings.enabled and not stream.wants_snapshot:
+        if self._settings.enabled and not stream.wants_snapshot and stream.name not in self._unread:
             stream.wants_snapshot = True
             self._filling.request_snapshot(stream.name, stream.symbol)
         return stream.wants_snapshot and stream.lane.place_of(stream.name) is None
@@ -667,8 +706,10 @@ class Continuity:
 
     def _pass_on(self, events: list[Event]) -> bool:
         """Put events into the buffer; return False once it is closed."""
+        if events and not self._buffer.put(events):
+            return False
         self._put += len(events)
-        return not events or self._buffer.put(events)
+        return True
 
 
 def _now_ms() -> int:

@@ -31,7 +31,7 @@ class Gap(NamedTuple):
     last: int
     cause: str
     """`jump` on a connection, `reconnect` between two, `resume` between two runs of the service, `dropped` on the
-    way to Kafka, after it had come."""
+    way to Kafka, after it had come, `late` after it had been given up."""
     opened_ms: int
     """When it was found, ms since the epoch."""
 
@@ -100,6 +100,11 @@ def include(intervals: list[Interval], new: Interval, *, may_grow: bool = True) 
     intervals[begin:end] = [(first, last)]
 
 
+def holds(intervals: Iterable[Interval], event: Event) -> bool:
+    """Whether one of the intervals has all ids of an event."""
+    return any(first <= event.first_id and event.last_id <= last for first, last in intervals)
+
+
 class Hole:
     """A gap being filled: what is still missing, and the events that came for it and wait for those before them.
 
@@ -113,11 +118,15 @@ class Hole:
         """Events taken so far."""
         self._waiting: list[tuple[int, int, Event]] = []  # sorted by id; the number keeps events uncompared
 
+    def lacks(self, event: Event) -> bool:
+        """Whether all ids of an event are missing here."""
+        return holds(self.missing, event)
+
     def offer(self, event: Event) -> bool:
         """Take an event all of whose ids are missing here; return False for any other."""
-        first, last = event.first_id, event.last_id
-        if not any(start <= first and last <= end for start, end in self.missing):
+        if not self.lacks(event):
             return False
+        first, last = event.first_id, event.last_id
         self.missing = without(self.missing, first, last)
         self.filled += 1
         insort(self._waiting, (first, self.filled, event))
@@ -158,7 +167,7 @@ class Hole:
 
     @property
     def first(self) -> int:
-        """The first id that is missing or waits."""
+        """The first id that is missing or waits; not of one that is closed."""
         waiting = [self._waiting[0][0]] if self._waiting else []
         return min([interval[0] for interval in self.missing[:1]] + waiting)
 

@@ -26,6 +26,16 @@ class PlacedHole(Hole):
         """The event whose id told that something is missing before it."""
         self.since = since
 
+    def opened_by_a_wrong_id(self, event: Event) -> bool:
+        """Whether an event inside, before it is offered, tells that the id which opened this was wrong.
+
+        It is newer than that one. The first id of the gap tells nothing: had the opener been wrong, that would be its
+        own, and nobody else's.
+        """
+        if self.opener is None:
+            return False
+        return event.timestamp_ms > self.opener.timestamp_ms and event.first_id > self.gap.first
+
 
 class SnapshotPlace:
     """Where the snapshot of an order book belongs among the updates of its stream, kept since `since`."""
@@ -103,7 +113,7 @@ class Lane:
     def first_id(self, stream: str) -> int | None:
         """Return the first id of this stream that waits or is waited for here."""
         for each in self.queue:
-            if isinstance(each, PlacedHole) and each.stream == stream:
+            if isinstance(each, PlacedHole) and each.stream == stream and not each.closed:
                 return each.first
             if isinstance(each, Event) and each.route.stream == stream:
                 return each.first_id

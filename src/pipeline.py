@@ -17,7 +17,7 @@ from src.lines import Keeper
 from src.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from src.backfill import Backfill
     from src.buffer import Buffer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from src.delivery import Delivery
     from src.ledger import Hours
     from src.line import Slot
-    from src.lines import Lines
+    from src.lines import Changed, Lines
     from src.outbox import Outbox
     from src.resume import Resume
     from src.telemetry import Telemetry
@@ -91,6 +91,13 @@ class Pipeline:
     def may_open_lines(self) -> bool:
         """Whether the streams' positions are known, or waited for long enough."""
         return self._resume.may_go_on
+
+    def change(self, streams: Sequence[str]) -> Changed:
+        """Read exactly these streams from here on."""
+        self._continuity.will_read(streams)
+        changed = self.lines.change(streams)
+        self._continuity.left(changed.removed)
+        return changed
 
     def stop(self, deadline: Deadline) -> None:
         """Stop in the direction of flow: stop reading, flush the buffer, deliver; all by the deadline."""

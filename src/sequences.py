@@ -92,6 +92,8 @@ class Stream:
         """The first id of this run, in the numbering that holds."""
         self.holes: list[PlacedHole] = []
         """Gaps that are being filled."""
+        self.given_up: list[Interval] = []
+        """Ids that are waited for no more, and may come all the same; not of depth."""
         self.wants_snapshot = False
         self.snapshot_patience = SNAPSHOT_PATIENCE
         """Seconds that updates wait for a snapshot at most: less while none comes, more where it comes late."""

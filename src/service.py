@@ -190,7 +190,7 @@ class Service:
     def _read_streams(self, streams: Sequence[str]) -> None:
         """Read of these streams exactly our share from here on; runs on the thread of the listing."""
         shard = self._settings.shard
-        added, removed = self._pipeline.lines.change(shards.share(streams, shard.index, shard.count))
+        added, removed = self._pipeline.change(shards.share(streams, shard.index, shard.count))
         if added or removed:
             self._telemetry.streams_changed(added, removed)
             self._ledger.streams_changed(added, removed)

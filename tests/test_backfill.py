@@ -55,6 +55,7 @@ class Wanting:
         self.held: set[str] = set()
         self.snapshots: list[Event] = []
         self.snapshots_abandoned: list[tuple[str, str]] = []
+        self.snapshots_given_up: list[str] = []
         self.not_wanted_any_more = threading.Event()
 
     def open(self, gap: Gap) -> Gap:
@@ -100,10 +101,12 @@ class Wanting:
             del self.snapshots_wanted[stream]
             return True
 
-    def abandon_snapshot(self, stream: str, reason: str) -> None:
+    def abandon_snapshot(self, stream: str, reason: str, *, for_good: bool = False) -> None:
         with self._lock:
             self.held.discard(stream)
             self.snapshots_abandoned.append((stream, reason))
+            if for_good:
+                self.snapshots_given_up.append(stream)
 
     def reasons(self) -> set[str]:
         return {reason for _, reason, _ in self.given_up}
@@ -396,6 +399,7 @@ def test_a_symbol_that_the_exchange_does_not_know_is_given_up_at_once() -> None:
         eventually(lambda: running.wanting.abandoned and running.wanting.snapshots_abandoned)
         assert running.wanting.abandoned == [(gap.stream, "invalid_symbol", None)]
         assert running.wanting.snapshots_abandoned == [(stream, "invalid_symbol")]
+        assert running.wanting.snapshots_given_up == [stream]
         assert running.counted("rest_requests") == 2
 
 

@@ -41,7 +41,7 @@ class Stage:
         self.ledger: list[tuple[Any, ...]] = []
         self._buffer = Buffer(1, 0.001)
         self.lost = Lost()
-        self.decoders = {0: EventDecoder(TOPICS), 1: EventDecoder(TOPICS)}
+        self.decoders = {source: EventDecoder(TOPICS) for source in range(4)}
         self.continuity = Continuity(
             self._buffer,
             self,
@@ -247,6 +247,75 @@ def test_what_comes_out_of_order_is_put_in_order_without_the_exchange(stage: Sta
     assert stage.counts()["messages_backfilled"] == 0
 
 
+def test_what_was_overtaken_is_put_in_order_though_it_says_it_is_newer(stage: Stage) -> None:
+    stage.came(trade(5, at=0), trade(7, at=1), trade(6, at=2), trade(8, at=3))
+    assert stage.ids() == [5, 6, 7, 8]
+    assert stage.counts()["messages_skipped"] == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_comes_after_it_was_given_up_is_no_repeat(enabled: bool) -> None:  # noqa: FBT001
+    stage = Stage(enabled=enabled)
+    stage.came(trade(1), trade(4))
+    for gap in stage.requests:
+        stage.continuity.abandon(gap, "skipped_by_exchange")
+    stage.came(trade(3), trade(3), trade(2), trade(5), on=1)
+    assert stage.ids() == [1, 4, 3, 2, 5]
+    late = [each for each in stage.ledger if each[0] in {"opened", "filled"}][1:]
+    assert late == [
+        ("opened", "btcusdt@trade", 3, 3, "late"),
+        ("filled", "btcusdt@trade", 3, 3, 1),
+        ("opened", "btcusdt@trade", 2, 2, "late"),
+        ("filled", "btcusdt@trade", 2, 2, 1),
+    ]
+    counts = stage.counts()
+    assert counts["messages_duplicate"] == 1
+    assert equation_holds(counts)
+
+
+def test_a_gap_that_was_given_up_behind_another_one_says_nothing_about_where_its_stream_stands(
+    stage: Stage,
+) -> None:
+    stage.came(trade(1), aggregate(1), trade(5), aggregate(5))
+    stage.continuity.abandon(stage.requests[1], "skipped_by_exchange")
+    stage.came(aggregate(6))
+    positions = stage.positions()
+    assert positions["btcusdt@trade"].last == 1
+    assert positions["btcusdt@aggTrade"].last == 4
+    stage.fetched(stage.requests[0], trade(2), trade(3), trade(4))
+    assert stage.ids() == [1, 1, 2, 3, 4, 5, 5, 6]
+    assert stage.positions()["btcusdt@aggTrade"].last == 6
+
+
+def test_a_book_whose_snapshot_is_waited_for_stands_somewhere_when_a_gap_follows(stage: Stage) -> None:
+    stage.came(depth(1, 5))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(10, 12))
+    assert stage.positions()["btcusdt@depth@100ms"].last == 9
+
+
+def test_only_the_other_connection_of_the_same_streams_is_waited_for_before_a_gap_is_asked_for() -> None:
+    stage = Stage(skew_seconds=60.0)
+    stage.came(trade(1), on=0)
+    stage.came(trade(1, symbol="ETHUSDT"), on=2)
+    stage.came(trade(3), on=0)
+    assert len(stage.requests) == 1
+    stage.came(trade(1, symbol="ETHUSDT"), on=3)
+    stage.came(trade(3, symbol="ETHUSDT"), on=2)
+    assert len(stage.requests) == 1
+
+
+def test_what_comes_when_all_is_closed_changes_nothing(stage: Stage) -> None:
+    stage.came(trade(1), trade(2))
+    before, counted = stage.continuity.positions(), stage.counts()
+    stage.continuity.close()
+    decoded = stage.decode([trade(2), trade(3), trade(5)])
+    assert not stage.continuity.put(decoded.events, 0, 1)
+    assert stage.continuity.positions() == before
+    assert stage.counts() == counted
+    assert stage.ledger == []
+
+
 def test_a_wrong_id_is_left_out_and_the_true_one_fetched(stage: Stage) -> None:
     stage.came(trade(5, at=0), trade(1006, at=1), trade(7, at=2), trade(8, at=3))
     gap = stage.requests[0]
@@ -444,6 +513,47 @@ def test_updates_wait_less_and_less_for_a_snapshot_that_does_not_come_and_longer
         assert held_seconds(stage, number) > patience - 0.1
     assert not stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 4))  # nobody waits any more
     assert held_seconds(stage, 5) > 2.9
+
+
+def test_a_snapshot_that_is_refused_for_good_is_not_waited_for_but_asked_for_behind_the_next_gap(
+    stage: Stage,
+) -> None:
+    stage.came(depth(1, 5))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.continuity.abandon_snapshot("btcusdt@depth@100ms", "rest_refused", for_good=True)
+    stage.came(depth(6, 7))
+    assert not stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    stage.came(depth(9, 9))
+    assert stage.snapshots == ["btcusdt@depth@100ms"] * 2
+
+
+def test_a_snapshot_that_is_refused_for_good_is_not_due_again_at_once() -> None:
+    stage = Stage(snapshot_interval_seconds=3_600)
+    stage.came(depth(1, 5))
+    stage.continuity._streams["btcusdt@depth@100ms", "BTCUSDT"].snapshot_at -= 4_000
+    stage.continuity.abandon_snapshot("btcusdt@depth@100ms", "invalid_symbol", for_good=True)
+    for _ in range(2):
+        stage.continuity._renew_at = 0.0
+        stage.continuity.tick()
+    assert len(stage.snapshots) == 1
+
+
+def test_of_a_stream_that_is_not_read_any_more_no_snapshot_is_asked_for_and_no_hour_is_told() -> None:
+    stage = Stage(snapshot_interval_seconds=0.001)
+    stage.came(depth(1, 5), trade(1))
+    assert stage.continuity.expect_snapshot("btcusdt@depth@100ms")
+    assert stage.continuity.offer_snapshot("btcusdt@depth@100ms", snapshot(stage, 5))
+    stage.continuity.left(["btcusdt@depth@100ms"])
+    assert len(stage.continuity.tallies()) == 2, "what came while it was read"
+    time.sleep(0.01)
+    stage.continuity._renew_at = 0.0
+    stage.continuity.tick()
+    assert len(stage.snapshots) == 1
+    assert [tally.stream for tally in stage.continuity.tallies()] == ["btcusdt@trade"]
+    stage.continuity.will_read(["btcusdt@depth@100ms"])
+    stage.continuity._renew_at = 0.0
+    stage.continuity.tick()
+    assert len(stage.snapshots) == 2
 
 
 def snapshot(stage: Stage, last_update_id: int) -> Event:
