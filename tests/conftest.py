@@ -31,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shutdowns", type=int, default=20, help="how many shutdowns under load to try (default: 20)"
     )
+    parser.addoption(
+        "--shutdown-rate", type=float, default=4_000, help="at how many messages a second (default: 4000)"
+    )
 
 
 @pytest.hookimpl(trylast=True)

@@ -377,7 +377,7 @@ def test_no_shutdown_under_load_loses_anything(
     pytestconfig: pytest.Config,
 ) -> None:
     for round_number in range(first, pytestconfig.getoption("--shutdowns"), 4):
-        exchange = exchange_factory(rate=4000, seed=round_number)
+        exchange = exchange_factory(rate=pytestconfig.getoption("--shutdown-rate"), seed=round_number)
         topics = fresh_topics(broker.bootstrap_servers)
         service = start_service(exchange.ws_url, topics)
         service.ready()
