@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from src.lost import Lost, ids_of
 from src.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from src.holes import Interval
 
@@ -1044,3 +1045,95 @@ def test_whatever_comes_and_is_fetched_each_id_goes_through_once_and_in_order(da
     assert stage.ids() == list(range(1, many + 1))
     assert stage.continuity.held == 0
     assert equation_holds(stage.counts())
+
+
+class Unruly:
+    """Does anything to a stage: four streams of one symbol jump, repeat and swap, on two connections."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.stage = Stage(
+            standby=self.random.random() < 0.5,
+            skew_seconds=self.random.choice([0.0, 60.0]),
+            enabled=self.random.random() < 0.8,
+            max_wait_seconds=self.random.choice([0.000001, 10.0]),
+            max_held_events=self.random.choice([3, 1_000]),
+        )
+        self.next = dict.fromkeys(("trade", "aggregate", "depth", "bar"), 100)
+
+    def payload(self) -> dict[str, Any]:
+        kind = self.random.choice(list(self.next))
+        number = self.next[kind] = max(
+            1, self.next[kind] + 1 + self.random.choice([0] * 8 + [1, 3, -1, -2, -20, 10**6])
+        )
+        late = self.random.choice([0, 0, 0, 5, -100, 4_000_000, -4_000_000])
+        if kind == "trade":
+            return trade(number, at=late)
+        if kind == "aggregate":
+            return aggregate(number) | {"E": T0 + late}
+        if kind == "bar":
+            return bar(number, late, closed=self.random.random() < 0.5)
+        self.next[kind] = last = number + self.random.randint(0, 4)
+        return depth(number, last) | {"E": T0 + late}
+
+    def fetched(self, gap: Gap) -> None:
+        number = self.random.randint(gap.first, gap.last)
+        payloads = {
+            "trade": trade(number),
+            "aggregate_trade": aggregate(number),
+            "kline": bar(gap.first // MINUTE, 0),
+        }
+        self.stage.fetched(gap, payloads[gap.event_type])
+
+    def of_a_gap(self) -> None:
+        if self.stage.requests:
+            gap, continuity = self.random.choice(self.stage.requests), self.stage.continuity
+            only = self.random.choice([None, [(gap.first, gap.first + 1)]])
+            self.random.choice(
+                [
+                    lambda: self.fetched(gap),
+                    lambda: continuity.abandon(gap, "skipped_by_exchange", only=only),
+                    lambda: continuity.give_up_order(gap, "too_large"),
+                ]
+            )()
+
+    def of_a_book(self) -> None:
+        if self.stage.snapshots:
+            book, continuity = self.stage.snapshots[-1], self.stage.continuity
+            last = max(1, self.next["depth"] + self.random.randint(-6, 2))
+            self.random.choice(
+                [
+                    lambda: continuity.expect_snapshot(book),
+                    lambda: continuity.offer_snapshot(book, snapshot(self.stage, last)),
+                    lambda: continuity.abandon_snapshot(book, "refused", for_good=self.random.random() < 0.5),
+                ]
+            )()
+
+    def of_the_run_before(self) -> None:
+        missing = ((1, 2),) if self.random.random() < 0.5 else ()
+        position = Position("btcusdt@trade", self.random.randint(1, 120), missing, at_ms=T0 - 5_000)
+        self.stage.continuity.resume({position.stream: position}, T0 - 5_000)
+
+    def do_something(self) -> None:
+        stage, source = self.stage, self.random.choice([0, 0, 0, 1])
+        steps: list[Callable[[], object]] = [
+            *[lambda: stage.came(*(self.payload() for _ in range(self.random.randint(1, 3))), on=source)] * 8,
+            *[self.of_a_gap, self.of_a_book] * 2,
+            *[self.of_the_run_before, stage.reconnected, stage.continuity.fetch_lost, stage.continuity.tallies],
+        ]
+        self.random.choice(steps)()
+
+
+@given(st.integers(0, 1_000_000))
+def test_whatever_happens_in_whatever_order_every_event_is_accounted_for(seed: int) -> None:
+    unruly = Unruly(seed)
+    for _ in range(60):
+        unruly.do_something()
+        unruly.stage.continuity.tick()
+        unruly.stage.continuity.positions()
+        assert equation_holds(unruly.stage.counts())
+    unruly.stage.continuity.close()
+    unruly.stage.passed()
+    counts = unruly.stage.counts()
+    assert counts["messages_buffered"] == unruly.stage.continuity.held == 0
+    assert equation_holds(counts)
