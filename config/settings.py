@@ -41,6 +41,7 @@ _LIVE_HOSTS = frozenset(
     )
 )
 """Where Binance's live market is, by its documentation; its testnet and its demo mode are elsewhere."""
+_PATH = re.compile(r"[A-Za-z0-9/._~%+-]*")
 _ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
@@ -129,9 +130,11 @@ class BinanceConfig(_Section):
     @field_validator("ws_base_url")
     @classmethod
     def _check_ws_base_url(cls, url: str) -> str:
-        parts = _checked_url(url, ("ws", "wss"))
-        if parts.path.rstrip("/") not in ("", "/ws", "/stream"):
-            raise ValueError("must end in /ws, in /stream or after the host; streams go into BINANCE_STREAMS")
+        if not _PATH.fullmatch(_checked_url(url, ("ws", "wss")).path):
+            raise ValueError(
+                "must be an address that may end in /ws or /stream, its path of letters, digits and . _ ~ % + -; "
+                "streams go into BINANCE_STREAMS"
+            )
         return url
 
     @field_validator("rest_base_url")
@@ -171,9 +174,13 @@ class BinanceConfig(_Section):
         )
 
     def combined_url(self) -> str:
-        """Return the exchange's combined endpoint: only there each frame names its stream."""
+        """Return the exchange's combined endpoint: only there each frame names its stream.
+
+        What stands before `/ws` or `/stream`, as a proxy may want it, stays.
+        """
         parts = urlsplit(self.ws_base_url)
-        return f"{parts.scheme}://{parts.netloc}/stream"
+        before = re.sub(r"/(?:ws|stream)$", "", parts.path.rstrip("/")).rstrip("/")
+        return f"{parts.scheme}://{parts.netloc}{before}/stream"
 
 
 def _is_endpoint(server: str) -> bool:

@@ -322,6 +322,18 @@ def test_any_base_url_leads_to_the_combined_endpoint(ending: str, monkeypatch: p
     assert load_settings().binance.combined_url() == "wss://stream.binance.com:9443/stream"
 
 
+@pytest.mark.parametrize("ending", ["", "/", "/ws", "/ws/", "/stream"])
+def test_a_path_before_the_ending_of_the_base_url_is_kept(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINANCE_WS_BASE_URL", f"ws://127.0.0.1:9000/fake/my-proxy_1.0{ending}")
+    assert load_settings().binance.combined_url() == "ws://127.0.0.1:9000/fake/my-proxy_1.0/stream"
+
+
+def test_a_host_is_never_taken_for_the_ending_of_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("ws", "stream"):
+        monkeypatch.setenv("BINANCE_WS_BASE_URL", f"ws://{host}")
+        assert load_settings().binance.combined_url() == f"ws://{host}/stream"
+
+
 @pytest.mark.parametrize(
     ("ws_base_url", "rest_base_url", "half_live"),
     [
@@ -373,6 +385,8 @@ WRONG = [
     ("BINANCE_WS_BASE_URL", "wss://[::1", "wss://host[:port]"),
     ("BINANCE_WS_BASE_URL", "stream.binance.com:9443", "wss://host[:port]"),
     ("BINANCE_WS_BASE_URL", "wss://host/ws/btcusdt@trade", "streams go into BINANCE_STREAMS"),
+    ("BINANCE_WS_BASE_URL", "wss://host/!miniTicker@arr/ws", "streams go into BINANCE_STREAMS"),
+    ("BINANCE_WS_BASE_URL", "wss://host/a b/ws", "letters, digits and . _ ~ % + -"),
     ("BINANCE_WS_BASE_URL", "wss://host/stream?streams=btcusdt@trade", "without user, query or fragment"),
     ("BINANCE_REST_BASE_URL", "ftp://host", "http://host[:port] or https://host[:port]"),
     ("BINANCE_REST_BASE_URL", "https://host#x", "without user, query or fragment"),
