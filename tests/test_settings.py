@@ -473,7 +473,7 @@ def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_a_topic_that_two_variables_name_is_blamed_on_the_one_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_that_two_variables_name_is_blamed_on_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "must be a topic of its own, not that of"
     monkeypatch.setenv("KAFKA_TOPIC_TRADES", "binance-gaps")
     assert faults() == [f"KAFKA_TOPIC_TRADES='binance-gaps': {words} KAFKA_TOPIC_GAPS"]
