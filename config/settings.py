@@ -624,8 +624,8 @@ def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
         *("CHECKPOINT_", "RESUME_"),
     )
     of_others_too = ("LOG_", "METRICS_", "SHUTDOWN_")
-    # Kubernetes gives each pod for a service "kafka" KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like, and
-    # KAFKA_PORT=tcp://10.0.0.1:9092.
+    # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka",
+    # and KAFKA_PORT=tcp://10.0.0.1:9092.
     injected = re.compile(
         r"\w+(_SERVICE_(HOST|PORT)(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|\w+_PORT=(tcp|udp|sctp)://.*",
         re.DOTALL,

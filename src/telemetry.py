@@ -429,8 +429,8 @@ class Telemetry:
 
     def combined_endpoint_missing(self, connection: int, url: str, instead: str, error: Exception) -> None:
         """Log where the server is asked instead; frames may not name their streams there."""
-        where = {"connection": connection, "url": url, "instead": instead}
-        self._warn("combined_endpoint_missing", "nothing is served there", error=str(error), **where)
+        event, reason = "combined_endpoint_missing", "nothing is served there"
+        self._warn(event, reason, connection=connection, url=url, instead=instead, error=str(error))
 
     def connection_closed(self, connection: int, slot: int) -> None:
         """Note the end that was asked for."""
