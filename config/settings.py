@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from config import shards
@@ -41,6 +42,7 @@ _LIVE_HOSTS = frozenset(
     )
 )
 """Where Binance's live market is, by its documentation; its testnet and its demo mode are elsewhere."""
+_PATH = re.compile(r"[A-Za-z0-9/._~%+-]*")
 _ENDPOINT = re.compile(r"(?:[\w.\-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
 
 
@@ -129,9 +131,11 @@ class BinanceConfig(_Section):
     @field_validator("ws_base_url")
     @classmethod
     def _check_ws_base_url(cls, url: str) -> str:
-        parts = _checked_url(url, ("ws", "wss"))
-        if parts.path.rstrip("/") not in ("", "/ws", "/stream"):
-            raise ValueError("must end in /ws, in /stream or after the host; streams go into BINANCE_STREAMS")
+        if not _PATH.fullmatch(_checked_url(url, ("ws", "wss")).path):
+            raise ValueError(
+                "must be an address that may end in /ws or /stream, its path of letters, digits and . _ ~ % + -; "
+                "streams go into BINANCE_STREAMS"
+            )
         return url
 
     @field_validator("rest_base_url")
@@ -171,9 +175,13 @@ class BinanceConfig(_Section):
         )
 
     def combined_url(self) -> str:
-        """Return the exchange's combined endpoint: only there each frame names its stream."""
+        """Return the exchange's combined endpoint: only there each frame names its stream.
+
+        What stands before `/ws` or `/stream`, as a proxy may want it, stays.
+        """
         parts = urlsplit(self.ws_base_url)
-        return f"{parts.scheme}://{parts.netloc}/stream"
+        before = re.sub(r"/(?:ws|stream)$", "", parts.path.rstrip("/")).rstrip("/")
+        return f"{parts.scheme}://{parts.netloc}{before}/stream"
 
 
 def _is_endpoint(server: str) -> bool:
@@ -292,8 +300,10 @@ class KafkaConfig(_Section):
     @field_validator(*_OWN_TOPICS)
     @classmethod
     def _check_apart(cls, topic: str, info: ValidationInfo) -> str:
-        if topic in {value for field, value in info.data.items() if field.startswith("topic_")}:
-            raise ValueError("must be a topic of its own, not one of the others")
+        for field, value in info.data.items():
+            if field.startswith("topic_") and value == topic:
+                words = "must be a topic of its own, not that of {other}"
+                raise PydanticCustomError("shared", words, {"other": f"KAFKA_{field}".upper()})
         return topic
 
     @field_validator("compression", mode="before")
@@ -614,12 +624,17 @@ def unknown_variables(env_file: str | None = ".env") -> dict[str, str | None]:
         *("CHECKPOINT_", "RESUME_"),
     )
     of_others_too = ("LOG_", "METRICS_", "SHUTDOWN_")
-    # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka".
-    injected = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
+    # Kubernetes gives each pod KAFKA_SERVICE_HOST, KAFKA_PORT_9092_TCP_ADDR and the like for a service "kafka",
+    # and KAFKA_PORT=tcp://10.0.0.1:9092.
+    injected = re.compile(
+        r"\w+(_SERVICE_(HOST|PORT)(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|\w+_PORT=(tcp|udp|sctp)://.*",
+        re.DOTALL,
+    )
     unknown = [
         name
-        for name in sorted(_given(env_file))
-        if name.startswith((*prefixes, *of_others_too)) and name not in known and not injected.search(name)
+        for name, value in sorted(_given(env_file).items())
+        if name.startswith((*prefixes, *of_others_too)) and name not in known
+        if not injected.fullmatch(f"{name}={value}")
     ]
     nearest: dict[str, str | None] = {}
     for name in unknown:
@@ -652,10 +667,13 @@ def _given(env_file: str | None) -> dict[str, str]:
 
 def _faults(section: type[_Section], error: ValidationError, given: dict[str, str]) -> list[str]:
     faults = []
-    for details in error.errors(include_url=False, include_context=False):
+    for details in error.errors(include_url=False):
         field = str(details["loc"][0])
-        variable = (section.prefix + field).upper()
-        faults.append(f"{variable}={_shown(variable, given)}: {_allowed(section, field, details['msg'])}")
+        variable, allowed = (section.prefix + field).upper(), _allowed(section, field, details["msg"])
+        other = details.get("ctx", {}).get("other")
+        if other and variable not in given:  # what was set is the other one
+            variable, allowed = other, allowed.replace(other, variable)
+        faults.append(f"{variable}={_shown(variable, given)}: {allowed}")
     return faults
 
 

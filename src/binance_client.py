@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from websocket import WebSocketException
 
@@ -86,8 +86,8 @@ class BinanceConnection:
 
     `chunks` and `replied` run on the reading thread; all else may be called from any other. What the exchange
     put on the wire before it answered our close frame is still read and given out. Each attempt begins with `url`,
-    the combined endpoint; only where that answers 404 does it go on with `base_url`, and only where that does too
-    with addresses that name streams.
+    the combined endpoint; only where nothing is served there does it go on with `base_url`, and only where nothing
+    is there either with addresses that name streams.
     """
 
     def __init__(  # noqa: PLR0913 - what one connection needs
@@ -216,10 +216,10 @@ class BinanceConnection:
         for url, instead in zip(addresses, [*addresses[1:], None], strict=True):
             try:
                 yield from self._one_connection(url)
-            except NoEndpoint:
+            except NoEndpoint as error:
                 if instead is None:
                     raise
-                self._telemetry.combined_endpoint_missing(self._number, url, instead)
+                self._telemetry.combined_endpoint_missing(self._number, url, instead, error)
             else:
                 return
 
@@ -227,9 +227,8 @@ class BinanceConnection:
         """Return where to go in turn; only a server that is not Binance's lacks the first."""
         if self._base_url is None:
             return [self._url]
-        parts = urlsplit(self._base_url)
         named = "/".join(quote(stream, safe="!@+:") for stream in self._subscriptions.first_group())
-        combined, raw = f"{self._url}?streams={named}", f"{parts.scheme}://{parts.netloc}/ws/{named}"
+        combined, raw = f"{self._url}?streams={named}", f"{self._url.removesuffix('/stream')}/ws/{named}"
         return list(dict.fromkeys([self._url, self._base_url, *([combined, raw] if named else [])]))
 
     def _one_connection(self, url: str) -> Iterator[Chunk]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import accumulate
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -72,8 +73,8 @@ def _symbols(symbols: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     )
     times = [((name,), _seconds(each["last_event_time"])) for name, each in symbols.items()]
     yield _gauge("symbol_last_event_timestamp_seconds", label, times)
-    priced = {name: each["price"] for name, each in symbols.items() if each["price"] is not None}
-    yield _gauge("symbol_price", label, _by_name(priced))
+    prices = {name: _number(each["price"]) for name, each in symbols.items()}
+    yield _gauge("symbol_price", label, [((name,), price) for name, price in prices.items() if isfinite(price)])
 
 
 def _latency(latency: dict[str, Any]) -> Metric:
@@ -102,6 +103,14 @@ def _gauge(name: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
 
 def _by_name(numbers: dict[str, Any]) -> _Samples:
     return [((name,), float(number)) for name, number in numbers.items()]
+
+
+def _number(price: str | None) -> float:
+    """Read a price as the exchange wrote it, which may be any text; nan where it is none."""
+    try:
+        return float(price or nan)
+    except ValueError:
+        return nan
 
 
 def _seconds(moment: str) -> float:

@@ -214,10 +214,11 @@ def snapshot_event(body: bytes, stream: str, symbol: str, topics: Topics, receiv
 def bar_interval(stream: str) -> tuple[str, str]:
     """Return the interval of a kline stream and its offset from UTC, as REST takes them: `("1d", "08:00")`.
 
-    The offset is empty where the stream names none.
+    Each is empty where the stream names none.
     """
-    _, kind, *offset = stream.split("@")
-    return kind.removeprefix("kline_"), offset[0].removeprefix("+") if offset else ""
+    _, _, kind = stream.partition("@")
+    interval, _, offset = kind.removeprefix("kline_").partition("@")
+    return interval, offset.removeprefix("+")
 
 
 class _Maker:

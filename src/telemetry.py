@@ -427,9 +427,10 @@ class Telemetry:
             self._open.add((connection, slot))
         self._log.info("connection_opened", connection=connection, slot=slot, streams=streams)
 
-    def combined_endpoint_missing(self, connection: int, url: str, instead: str) -> None:
+    def combined_endpoint_missing(self, connection: int, url: str, instead: str, error: Exception) -> None:
         """Log where the server is asked instead; frames may not name their streams there."""
-        self._warn("combined_endpoint_missing", "answered 404", connection=connection, url=url, instead=instead)
+        event, reason = "combined_endpoint_missing", "nothing is served there"
+        self._warn(event, reason, connection=connection, url=url, instead=instead, error=str(error))
 
     def connection_closed(self, connection: int, slot: int) -> None:
         """Note the end that was asked for."""

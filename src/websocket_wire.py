@@ -58,7 +58,7 @@ class NotOpened(ConnectionLost):
 
 
 class NoEndpoint(NotOpened):
-    """The exchange answered the handshake with 404: nothing is served under this path."""
+    """The exchange answered the handshake as a server does that serves no WebSocket under this path."""
 
 
 class WentSilent(ConnectionLost):
@@ -71,6 +71,13 @@ class Woken(Exception):  # noqa: N818 - named after the fact
     """Somebody called `wake()`; what is buffered can still be read after `ignore_wake()`."""
 
 
+_NOTHING_THERE = frozenset(
+    (
+        *(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.GONE),
+        *(HTTPStatus.UPGRADE_REQUIRED, HTTPStatus.NOT_IMPLEMENTED),
+    )
+)
+"""What servers and proxies answer under a path that they do not know, or know for plain HTTP only."""
 _NOT_OPENED = (ConnectionLost, OSError, websocket.WebSocketException, ValueError, CookieError)
 """What opening raises: ValueError for a name that is none (idna), CookieError for a strange Set-Cookie."""
 
@@ -313,8 +320,7 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
             self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
             self._ahead.step = ""
         except _NOT_OPENED as error:
-            missing = getattr(error, "status_code", None) == HTTPStatus.NOT_FOUND
-            kind = NoEndpoint if missing else NotOpened
+            kind = NoEndpoint if getattr(error, "status_code", None) in _NOTHING_THERE else NotOpened
             raise kind(f"the {self._ahead.step} failed: {self._why(error)}", _retry_after(error)) from error
 
     def _why(self, error: Exception) -> str:

@@ -19,12 +19,12 @@ _PATIENCE_S = 10.0
 
 
 class PlainExchange:
-    """Serves one path, 404 under every other; sends `events` trades, then nothing.
+    """Serves one path, answers `elsewhere` under every other; sends `events` trades, then nothing.
 
     `waits` for a request before it sends; `closes` as soon as it has shaken hands, or after it has answered.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what one server is
         self,
         path: str,
         events: int,
@@ -32,6 +32,7 @@ class PlainExchange:
         answers: bool = True,
         waits: bool = True,
         closes: Literal["at once", "answered"] | None = None,
+        elsewhere: int = 404,
     ) -> None:
         self.asked: list[str] = []
         """The paths of all handshakes."""
@@ -43,6 +44,7 @@ class PlainExchange:
         self._answers = answers
         self._waits = waits
         self._closes = closes
+        self._elsewhere = elsewhere
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="plain-exchange", daemon=True)
 
@@ -72,7 +74,7 @@ class PlainExchange:
         if "Upgrade" in request.headers:  # what the exchange lists is asked for, too
             self.asked.append(request.path_qs)
         if request.path_qs != self._path:
-            return web.Response(status=404)
+            return web.Response(status=self._elsewhere)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         if self._closes == "at once":
@@ -97,7 +99,7 @@ class PlainExchange:
         await self._send(socket, events)
 
     async def _send(self, socket: web.WebSocketResponse, events: int) -> None:
-        combined = self._path.startswith("/stream")
+        combined = "/stream" in self._path
         for number in range(events):
             await socket.send_str(wrapped(trade(number)) if combined else trade(number))
 

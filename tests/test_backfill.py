@@ -408,6 +408,7 @@ def test_what_no_request_brings_back_is_given_up_at_once() -> None:
         lost = [
             ("btcusdt@depth", "depth_update"),
             ("btcusdt@kline", "kline"),
+            ("klines", "kline"),
             ("btcusdt@bookTicker", "book_ticker"),
         ]
         for stream, event_type in lost:

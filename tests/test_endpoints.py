@@ -173,6 +173,22 @@ def test_metrics_are_a_valid_exposition_and_equal_the_status_of_the_same_instant
     assert found["binance_ingestion_ready"] == found["binance_ingestion_kafka_connected"] == 1
 
 
+@pytest.mark.parametrize("price", ["", "abc", "1,5", "NaN", "1e999", "-inf"])
+@pytest.mark.parametrize("event_type", ["trade", "24hrTicker"])
+def test_a_price_that_is_no_finite_number_is_left_out(served: Served, event_type: str, price: str) -> None:
+    frames = [
+        f'{{"e":"{event_type}","E":1,"s":"{symbol}","t":1,"p":"{written}","c":"{written}"}}'.encode()
+        for symbol, written in (("BTCUSDT", price), ("ETHUSDT", "2.50"))
+    ]
+    decoder = EventDecoder(Topics("trades", "depth", "raw"))
+    served.telemetry.received(decoder.decode(frames, 1_700_000_000_000), 1_700_000_000_000)
+    response, body = served.ask("/metrics")
+    assert response.status == 200
+    prices = {name: value for name, value in samples(body).items() if "symbol_price" in name}
+    assert prices == {"binance_ingestion_symbol_price[ETHUSDT]": 2.5}
+    assert json.loads(served.ask("/status")[1])["symbols"]["BTCUSDT"]["price"] == price
+
+
 def test_known_reasons_of_losses_are_shown_before_the_first_loss(served: Served) -> None:
     found = samples(served.ask("/metrics")[1])
     known = [f"binance_ingestion_{name}_by_reason_total[{one}]" for name, ones in REASONS.items() for one in ones]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sandbox.exchange.bars import next_open, open_time
+from sandbox.exchange.feed import Feed
 from sandbox.exchange.listing import AggregateEvent, DepthEvent, TradeEvent
 from sandbox.exchange.market import AGGREGATE, BLOCK_TRADE, DEPTH_FAST, DEPTH_SLOW, TRADE, Market
 from sandbox.exchange.settings import Mix, Settings
 from sandbox.exchange.symbols import NON_ASCII_SYMBOL, decimal_text, symbol_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.exchange.record import Tally
 
 START_MS = 1_723_161_255_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "XRPUSDT")
@@ -120,6 +127,39 @@ def test_times_of_trades_never_go_back_and_lie_within_their_tick() -> None:
         times = [event.time for event in of_kind(events, TRADE, number)]
         assert times == sorted(times)
         assert START_MS <= times[0] < times[-1] < market.now_ms
+
+
+class Listening:
+    """A connection that keeps the frames it is handed, and what it is told to have been handed."""
+
+    combined = True
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.told: Counter[str] = Counter()
+
+    def sink(self, stream: str) -> Callable[[bytes], None]:  # noqa: ARG002 - as a route asks
+        return self.frames.append
+
+    def count(self, stream: str, tally: Tally) -> None:
+        self.told[stream] += tally.frames
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1, 60), (1_000, 2), (100_000, 1)])
+def test_from_1_to_100000_messages_a_second_of_market_time_reach_who_listens(rate: int, seconds: int) -> None:
+    market = Market(Settings(rate=rate, symbols=SYMBOLS), START_MS)
+    feed, listening = Feed(market), Listening()
+    for symbol in SYMBOLS:
+        for kind in ("trade", "aggTrade", "depth@100ms", "bookTicker"):
+            feed.listen(listening, f"{symbol.lower()}@{kind}")
+    for number in range(1, seconds * 200 + 1):
+        market.tick(START_MS + number * 5, feed.emit)
+        feed.settle()
+    assert market.now_ms == START_MS + seconds * 1_000
+    assert abs(len(listening.frames) - rate * seconds) <= 13  # the last order may have several fills
+    assert sum(listening.told.values()) == len(listening.frames)
+    assert len(set(listening.frames)) == len(listening.frames)
+    assert len(listening.told) == 12 or rate == 1
 
 
 @pytest.mark.parametrize("rate", [1, 7, 500, 30_000])

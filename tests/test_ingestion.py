@@ -88,6 +88,58 @@ def test_where_only_addresses_that_name_streams_are_served_they_are_used(
     assert (service.final["connection_attempts"], service.final["connection_failures"]) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/stream", ["/stream"]),
+        ("/ws", ["/stream", "/ws"]),
+        ("/stream?streams=btcusdt@trade", ["/stream", "/ws", "/stream?streams=btcusdt@trade"]),
+        (
+            "/ws/btcusdt@trade",
+            ["/stream", "/ws", "/stream?streams=btcusdt@trade", "/ws/btcusdt@trade"],
+        ),
+    ],
+)
+def test_a_path_before_the_base_is_kept_wherever_the_server_is_asked(
+    path: str, asked: list[str], plain_exchange: StartExchange, topics: Topics, start_service: StartService
+) -> None:
+    exchange = plain_exchange(f"/fake/proxy{path}", waits=False)
+    base = f"ws://127.0.0.1:{exchange.port}/fake/proxy/ws"
+    service = start_service(base, topics, BINANCE_STREAMS="btcusdt@trade")
+    delivered(service)
+    assert_all_in_kafka(topics, service)
+    assert exchange.asked == [f"/fake/proxy{each}" for each in asked]
+
+
+@pytest.mark.parametrize("status", [400, 405, 410, 426, 501])
+def test_where_nothing_is_served_may_be_said_in_other_words_than_404(
+    status: int, plain_exchange: StartExchange, topics: Topics, start_service: StartService
+) -> None:
+    exchange = plain_exchange("/ws", elsewhere=status)
+    service = start_service(f"ws://127.0.0.1:{exchange.port}/ws", topics, BINANCE_STREAMS="btcusdt@trade")
+    delivered(service)
+    assert_all_in_kafka(topics, service)
+    assert exchange.asked == ["/stream", "/ws"]
+    assert f"answered {status} " in service.logged("combined_endpoint_missing")["error"]
+
+
+@pytest.mark.parametrize("status", [403, 418, 429, 451, 500, 503])
+def test_a_refusal_of_another_kind_is_a_failed_attempt_and_no_other_address_is_asked(
+    status: int, plain_exchange: StartExchange, topics: Topics, start_service: StartService
+) -> None:
+    exchange = plain_exchange("/ws", elsewhere=status)
+    service = start_service(
+        f"ws://127.0.0.1:{exchange.port}/ws",
+        topics,
+        BINANCE_STREAMS="btcusdt@trade",
+        CONNECTION_RECONNECT_INTERVAL=0.01,
+        CONNECTION_MAX_RETRIES=2,
+    )
+    assert service.wait() == 1
+    assert exchange.asked == ["/stream", "/stream"]
+    assert f"answered {status} " in service.logged("gave_up")["error"]
+
+
 def test_where_nothing_is_there_every_attempt_fails(
     plain_exchange: StartExchange, topics: Topics, start_service: StartService
 ) -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from config.streams import KLINE_INTERVALS
 from src.events import EventDecoder, Topics
+from src.holes import Gap
+from src.refetch import refetchable
 from src.rest_events import (
     Origin,
     WrongShape,
@@ -93,6 +96,12 @@ def test_a_bar_of_another_time_zone_names_its_stream_as_the_live_one_does() -> N
     assert json.loads(event.value)["k"]["i"] == "1d"
     assert bar_interval(origin.stream) == ("1d", "08:00")
     assert bar_interval("btcusdt@kline_1M") == ("1M", "")
+
+
+@pytest.mark.parametrize("stream", ["klines", "", "btcusdt@kline", "btcusdt@", "@"])
+def test_a_stream_whose_name_tells_no_interval_cannot_be_fetched_again(stream: str) -> None:
+    assert bar_interval(stream)[0] not in KLINE_INTERVALS
+    assert not refetchable(Gap(stream, "kline", "BTCUSDT", 1, 59_999, "jump", RECEIVED_MS))
 
 
 def test_a_snapshot_is_the_answers_own_text_and_the_added_fields() -> None:

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -57,6 +59,11 @@ def trade(number: int, symbol: str = "BTCUSDT") -> str:
         f'{{"stream":"{symbol.lower()}@trade","data":{{"e":"trade","E":{now},"s":"{symbol}","t":{number},'
         f'"p":"0.10","q":"1.0","T":{now},"m":true,"M":true}}}}'
     )
+
+
+def logged_at(line: dict[str, Any]) -> float:
+    """Return when a line was logged, in seconds since the epoch."""
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
 def assert_in_order(records: list[Record]) -> None:
@@ -450,10 +457,11 @@ def test_a_stop_without_kafka_ends_in_time_with_everything_on_disk(
 
 
 def test_a_stop_with_a_frozen_broker_ends_in_time_with_exact_counts(
-    market: Exchange, own_broker: Broker, start_service: StartService
+    market: Exchange, own_broker: Broker, start_service: StartService, tmp_path: Path
 ) -> None:
     topics = fresh_topics(own_broker.bootstrap_servers)
-    service = start_service(market.ws_url, topics, SHUTDOWN_TIMEOUT_SECONDS=4)
+    kept = {"SPOOL_PATH": tmp_path / "kept"}
+    service = start_service(market.ws_url, topics, SHUTDOWN_TIMEOUT_SECONDS=4, **kept)
     service.ready()
     service.wait_for(lambda: service.status()["kafka_produced"] > 100, "it flows")
     own_broker.freeze()
@@ -467,7 +475,19 @@ def test_a_stop_with_a_frozen_broker_ends_in_time_with_exact_counts(
     assert balanced(final)
     assert final["messages_spooled"] >= 300
     assert final["messages_in_flight"] == final["messages_buffered"] == 0
+    assert final["kafka_produced"] + final["messages_spooled"] == final["messages_received"] == sent_by(market)
     assert service.errors == ""
+    market.rate(0)
+    heir = start_service(market.ws_url, topics, **kept)
+    heir.ready()
+    heir.wait_for(lambda: heir.status()["messages_spooled"] == 0, "what was on disk is delivered")
+    assert heir.stop() == 0
+    assert heir.final["messages_recovered"] == final["messages_spooled"]
+    records = records_in(topics)
+    there = {(record.topic, record.value) for record in records}
+    assert len(there) == sent_by(market)
+    possible = final["possible_duplicates"] + heir.final["possible_duplicates"]
+    assert len(records) - len(there) <= possible
 
 
 def test_what_is_on_disk_for_topics_of_other_settings_goes_to_those_of_today(
@@ -634,8 +654,8 @@ def test_addresses_of_two_markets_are_warned_about_and_named(
 def test_metrics_are_logged_at_the_interval_with_every_field_of_the_contract(
     market: Exchange, topics: Topics, start_service: StartService
 ) -> None:
-    service = start_service(market.ws_url, topics)
-    service.logged("service_metrics", count=3)
+    service = start_service(market.ws_url, topics, METRICS_INTERVAL_SECONDS=0.5)
+    service.logged("service_metrics", count=6)
     fields = [
         "messages_received",
         "messages_processed",
@@ -656,6 +676,13 @@ def test_metrics_are_logged_at_the_interval_with_every_field_of_the_contract(
     assert set(fields) <= set(service.events("service_metrics")[2])
     assert set(fields) <= set(service.status())
     assert service.stop() == 0
+    periodic = service.events("service_metrics")[:-1]  # the last one came with the stop
+    started = logged_at(service.logged("service_started"))
+    moments = [logged_at(line) - started for line in periodic]
+    assert all(moment >= 0.5 * number - 0.002 for number, moment in enumerate(moments, 1)), moments
+    pauses = [after - before for before, after in pairwise(moments)]
+    assert min(pauses) < 1.0, pauses  # a busy machine delays a line, and not each of them by as much
+    assert max(pauses) < 10.0, pauses
     assert all(balanced(line) for line in service.events("service_metrics"))
     assert all(list(line)[:3] == ["timestamp", "level", "event"] for line in service.lines)
 

@@ -322,6 +322,18 @@ def test_any_base_url_leads_to_the_combined_endpoint(ending: str, monkeypatch: p
     assert load_settings().binance.combined_url() == "wss://stream.binance.com:9443/stream"
 
 
+@pytest.mark.parametrize("ending", ["", "/", "/ws", "/ws/", "/stream"])
+def test_a_path_before_the_ending_of_the_base_url_is_kept(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINANCE_WS_BASE_URL", f"ws://127.0.0.1:9000/fake/my-proxy_1.0{ending}")
+    assert load_settings().binance.combined_url() == "ws://127.0.0.1:9000/fake/my-proxy_1.0/stream"
+
+
+def test_a_host_is_never_taken_for_the_ending_of_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("ws", "stream"):
+        monkeypatch.setenv("BINANCE_WS_BASE_URL", f"ws://{host}")
+        assert load_settings().binance.combined_url() == f"ws://{host}/stream"
+
+
 @pytest.mark.parametrize(
     ("ws_base_url", "rest_base_url", "half_live"),
     [
@@ -373,6 +385,8 @@ WRONG = [
     ("BINANCE_WS_BASE_URL", "wss://[::1", "wss://host[:port]"),
     ("BINANCE_WS_BASE_URL", "stream.binance.com:9443", "wss://host[:port]"),
     ("BINANCE_WS_BASE_URL", "wss://host/ws/btcusdt@trade", "streams go into BINANCE_STREAMS"),
+    ("BINANCE_WS_BASE_URL", "wss://host/!miniTicker@arr/ws", "streams go into BINANCE_STREAMS"),
+    ("BINANCE_WS_BASE_URL", "wss://host/a b/ws", "letters, digits and . _ ~ % + -"),
     ("BINANCE_WS_BASE_URL", "wss://host/stream?streams=btcusdt@trade", "without user, query or fragment"),
     ("BINANCE_REST_BASE_URL", "ftp://host", "http://host[:port] or https://host[:port]"),
     ("BINANCE_REST_BASE_URL", "https://host#x", "without user, query or fragment"),
@@ -391,8 +405,8 @@ WRONG = [
     ("KAFKA_TOPIC_TRADES", "a b", "1 to 249 of the characters a-z A-Z 0-9 . _ -"),
     ("KAFKA_TOPIC_RAW_EVENTS", "..", "1 to 249"),
     ("KAFKA_TOPIC_DEPTH", "x" * 250, "1 to 249"),
-    ("KAFKA_TOPIC_GAPS", "binance-dead-letters", "must be a topic of its own, not one of the others"),
-    ("KAFKA_TOPIC_CHECKPOINTS", "binance-dead-letters", "must be a topic of its own, not one of the others"),
+    ("KAFKA_TOPIC_GAPS", "binance-dead-letters", "of its own, not that of KAFKA_TOPIC_DEAD_LETTERS"),
+    ("KAFKA_TOPIC_CHECKPOINTS", "binance-dead-letters", "of its own, not that of KAFKA_TOPIC_DEAD_LETTERS"),
     ("KAFKA_MIRROR_RAW_EVENTS", "maybe", "must be true or false"),
     ("KAFKA_SSL_CHECK_HOSTNAME", "2", "must be true or false"),
     ("KAFKA_PARTITIONS", "three", f"{NUMBERS} and at most 10000"),
@@ -457,6 +471,16 @@ def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
     assert str(caught.value).count("\n") == len(wrong) - 1
     assert caught.value.__cause__ is None
+
+
+def test_a_topic_that_two_variables_name_is_blamed_on_the_one_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "must be a topic of its own, not that of"
+    monkeypatch.setenv("KAFKA_TOPIC_TRADES", "binance-gaps")
+    assert faults() == [f"KAFKA_TOPIC_TRADES='binance-gaps': {words} KAFKA_TOPIC_GAPS"]
+    monkeypatch.setenv("KAFKA_TOPIC_GAPS", "binance-gaps")
+    assert faults() == [f"KAFKA_TOPIC_GAPS='binance-gaps': {words} KAFKA_TOPIC_TRADES"]
+    monkeypatch.setenv("KAFKA_TOPIC_GAPS", "gaps")
+    load_settings()
 
 
 def test_line_breaks_in_a_value_do_not_break_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -668,6 +692,15 @@ def test_what_kubernetes_sets_for_a_service_named_kafka_is_not_unknown(monkeypat
         monkeypatch.setenv(f"KAFKA_{name}", "tcp://10.0.0.1:9092")
     assert unknown_variables() == {}
     load_settings()
+
+
+@pytest.mark.parametrize("name", ["KAFKA_PORT", "KAFKA_BROKER_PORT", "BINANCE_PORT"])
+def test_a_port_that_kubernetes_would_not_write_so_is_unknown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "9092")
+    assert unknown_variables().keys() == {name}
+    for url in ("tcp://10.0.0.1:9092", "udp://10.0.0.1:9092"):
+        monkeypatch.setenv(name, url)
+        assert unknown_variables() == {}
 
 
 # .env.example
