@@ -214,8 +214,8 @@ class Delivery:
     def _last_step(self) -> None:
         try:
             self._step(final=True)
-        except SpoolDamaged as error:
-            self._mend(error)
+        except SpoolDamaged:
+            self._mend()
             self._step(final=True)
 
     def _has_hope(self, connecting: Deadline) -> bool:
@@ -285,11 +285,15 @@ class Delivery:
         self._files_damaged += 1
         self._on_disk.gone(self._on_their_way())
         self._note_acknowledged()  # what was being told of meanwhile too
-        self._spool.replace()
-        self._telemetry.spool_damaged(str(self._spool.damaged))
-        lost = self._on_disk.clear()
-        self._telemetry.lost_on_disk(lost)
-        self._lost.note(lost)
+        named = self._spool.damaged
+        try:
+            self._spool.replace()
+        finally:  # a disk that takes no new file either gives nothing back: it is tried again
+            if self._spool.damaged != named:
+                self._telemetry.spool_damaged(str(self._spool.damaged))
+            lost = self._on_disk.clear()
+            self._telemetry.lost_on_disk(lost)
+            self._lost.note(lost)
         self._copies.write_again()
 
     def _on_their_way(self) -> list[Event]:
@@ -330,17 +334,17 @@ class Delivery:
             self._wake.clear()
             try:
                 self._step()
-            except SpoolDamaged as error:
-                self._mend(error)
+            except SpoolDamaged:
+                self._mend()
             except SpoolFailed as error:
                 self._telemetry.spool_failing(str(error))
                 self._closing.wait(_TICK_SECONDS)
 
-    def _mend(self, error: SpoolDamaged) -> None:
+    def _mend(self) -> None:
         try:
             with self._lock:
                 self._begin_anew()
-        except SpoolFailed:
+        except SpoolFailed as error:
             self._telemetry.spool_failing(str(error))
             self._closing.wait(_TICK_SECONDS)
 
@@ -412,7 +416,8 @@ class Delivery:
             absent, files_damaged = self._spool.absent(events), self._files_damaged
             stored = self._store(absent, "in_flight")
             if files_damaged != self._files_damaged:  # what was there is there no more
-                stored += self._store(self._spool.absent(events), "in_flight")
+                told = {event.seq for event in absent}
+                stored += self._store([event for event in events if event.seq not in told], "in_flight")
                 absent = events
             kept = len(events) - len(absent) + stored
             fetched = sum(self._refetches(event) for event in absent) if stored < len(absent) else 0
@@ -422,10 +427,13 @@ class Delivery:
     def _bury(self, returned: _Returned) -> None:
         reason, error = type(returned.error).__name__, str(returned.error)
         try:
-            self._spool.bury(returned.events, reason, error)
+            try:
+                self._spool.bury(returned.events, reason, error)
+            except SpoolDamaged:
+                with self._lock:
+                    self._begin_anew()
+                self._spool.bury(returned.events, reason, error)
             self._telemetry.dead_lettered(returned.events, reason, error)
-        except SpoolDamaged:
-            raise
         except SpoolFull as failure:
             self._telemetry.dropped(returned.events, "spool_full", was="in_flight", error=str(failure))
         except SpoolFailed as failure:

@@ -71,10 +71,10 @@ class Spool:
         self._refused_at = float("-inf")
         self._file = SpoolFile(self._folder, config.fsync)
         try:
-            self._begin()
-        except SpoolDamaged:
-            self._file.replace()
-            self._begin()
+            try:
+                self._begin()
+            except SpoolDamaged:
+                self._replace()
         except SpoolFailed as error:
             self._file.close()
             raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
@@ -351,12 +351,18 @@ class Spool:
                 self._file.shrink()
 
     def replace(self) -> None:
-        """Set the file aside, with everything in it, and go on with an empty one."""
+        """Set the file aside, with everything in it, and go on with an empty one.
+
+        When that fails nothing is here, and what needs the file raises `SpoolDamaged` until a later call succeeds.
+        """
         with self._lock:
-            self._file.replace()
-            self._evicted.clear()
-            self._spoiled.clear()
-            self._begin()
+            self._replace()
+
+    def _replace(self) -> None:
+        self._totals, self.last_seq = Totals(0, 0, 0, 0), 0
+        self._evicted.clear()
+        self._spoiled.clear()
+        self._file.replace(self._begin)
 
     def close(self) -> None:
         """Close the file and let others have it."""
