@@ -114,6 +114,16 @@ def test_a_stop_while_much_is_redirected_leaves_all_of_it_as_it_was_and_the_next
     assert {each.route.topic for each in everything(spool)} == {"trades"}
 
 
+def test_damage_that_shows_when_events_are_redirected_is_set_aside_as_at_the_start(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 20_000, size=500))
+    with closing(Spool(config(tmp_path))) as spool:
+        flip_bytes_of_pages(tmp_path / FILE)
+        assert spool.redirect(Topics("new", "depth", "raw")) == 0
+        assert spool.damaged is not None
+        assert (spool.count, everything(spool)) == (0, [])
+
+
 def test_events_that_are_there_already_stay_and_count_once(spool: Spool) -> None:
     spool.append(events(1, 10))
     spool.append(events(5, 15))
