@@ -477,6 +477,23 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
 
 @kafka_test
 @pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
+def test_copies_do_not_count_among_what_is_in_flight_for_long(
+    own_broker: Broker, make_rig: MakeRig, make_appender: type
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_appender=make_appender)
+    rig.start()
+    own_broker.freeze()
+    rig.send(Feed(topics).events(600))
+    assert rig.sink.copies_in_flight.records > 200
+    assert rig.sink.count_late(float("-inf")) == 0
+    assert rig.sink.count_late(float("inf")) == rig.sink.in_flight.records == 600
+    own_broker.thaw()
+    rig.wait_for_delivery()
+
+
+@kafka_test
+@pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
 def test_closing_before_a_frozen_broker_ends_in_time(
     own_broker: Broker, make_rig: MakeRig, make_appender: type
 ) -> None:
