@@ -78,7 +78,8 @@ class Delivery:
         self._lost = lost or Lost()
         self._refetchable = refetchable
         self._telemetry = telemetry
-        self._lock = threading.Lock()  # guards _direct, _sent_up_to, _next and _on_disk
+        # guards _next, _direct, _sent_up_to, _not_to_go, _files_damaged, _resuming and _on_disk
+        self._lock = threading.Lock()
         self._next = spool.last_seq + 1
         self.first_seq = self._next
         """The number of the first event of this run."""
@@ -360,8 +361,9 @@ class Delivery:
         except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
             self._telemetry.spool_failing(str(error))
         else:
-            if ready or not self._sink.in_flight.records:
-                self._not_to_go = set()
+            if self._not_to_go and (ready or not self._sink.in_flight.records):
+                with self._lock:
+                    self._not_to_go = set()
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
         if stalled and self._direct:
             self._copies.look_at_once()
