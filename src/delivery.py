@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
 from src.deadline import Deadline
-from src.lost import Lost, OnDisk, ids_of
+from src.lost import OnDisk, ids_of
 from src.second_copies import SecondCopies
 from src.spool import SPOILED, SpoolDamaged, SpoolFailed, SpoolFull
 from src.worker import Worker
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from src.events import Event
     from src.kafka_fates import Fate
     from src.kafka_producer import KafkaSink
+    from src.lost import Lost
     from src.spool import Spool
     from src.telemetry import Telemetry
 
@@ -71,11 +72,11 @@ class Delivery:
         refetchable: str,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
-        lost: Lost | None = None,
+        lost: Lost,
     ) -> None:
         self._sink = sink
         self._spool = spool
-        self._lost = lost or Lost()
+        self._lost = lost
         self._refetchable = refetchable
         self._telemetry = telemetry
         # guards _next, _direct, _sent_up_to, _not_to_go, _files_damaged, _resuming and _on_disk

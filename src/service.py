@@ -263,8 +263,8 @@ class Service:
             self._telemetry,
             self._worker_ended,
             lambda: resume.done,
-            f"{self._settings.shard.index}/{self._settings.shard.count}",
             self._lost,
+            f"{self._settings.shard.index}/{self._settings.shard.count}",
         )
 
     def _is_ours(self, stream: str) -> bool:
