@@ -41,7 +41,7 @@ class Straight:
         refetchable: str,  # noqa: ARG002
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],  # noqa: ARG002
-        lost: Lost | None = None,  # noqa: ARG002
+        lost: Lost,  # noqa: ARG002
     ) -> None:
         self._sink = sink
         self._spool = spool

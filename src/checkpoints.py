@@ -22,7 +22,6 @@ from src.deadline import Deadline
 from src.holes import Interval, Position
 from src.kafka_producer import topic_names
 from src.kafka_reader import KafkaReader
-from src.lost import Lost
 from src.worker import Worker
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from config.settings import KafkaConfig
     from src.delivery import Delivery
     from src.kafka_producer import KafkaSink
+    from src.lost import Lost
     from src.telemetry import Telemetry
 
 VERSION = 1
@@ -151,11 +151,11 @@ class CheckpointWriter:
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
         resumed: Callable[[], bool],
+        lost: Lost,
         shard: str = "0/1",
-        lost: Lost | None = None,
     ) -> None:
         self._kafka = kafka
-        self._lost = lost or Lost()
+        self._lost = lost
         self._shard = shard
         self._interval = interval
         self._sink = sink

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.dead_letters import DeadLetterMail
 from src.deadline import Deadline
-from src.lost import Lost, OnDisk, ids_of
+from src.lost import OnDisk, ids_of
 from src.second_copies import SecondCopies
 from src.spool import SPOILED, SpoolDamaged, SpoolFailed, SpoolFull
 from src.worker import Worker
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from src.events import Event
     from src.kafka_fates import Fate
     from src.kafka_producer import KafkaSink
+    from src.lost import Lost
     from src.spool import Spool
     from src.telemetry import Telemetry
 
@@ -71,14 +72,15 @@ class Delivery:
         refetchable: str,
         telemetry: Telemetry,
         on_exit: Callable[[Worker], None],
-        lost: Lost | None = None,
+        lost: Lost,
     ) -> None:
         self._sink = sink
         self._spool = spool
-        self._lost = lost or Lost()
+        self._lost = lost
         self._refetchable = refetchable
         self._telemetry = telemetry
-        self._lock = threading.Lock()  # guards _direct, _sent_up_to, _next and _on_disk
+        # guards _next, _direct, _sent_up_to, _not_to_go, _files_damaged, _resuming and _on_disk
+        self._lock = threading.Lock()
         self._next = spool.last_seq + 1
         self.first_seq = self._next
         """The number of the first event of this run."""
@@ -214,8 +216,8 @@ class Delivery:
     def _last_step(self) -> None:
         try:
             self._step(final=True)
-        except SpoolDamaged as error:
-            self._mend(error)
+        except SpoolDamaged:
+            self._mend()
             self._step(final=True)
 
     def _has_hope(self, connecting: Deadline) -> bool:
@@ -285,11 +287,15 @@ class Delivery:
         self._files_damaged += 1
         self._on_disk.gone(self._on_their_way())
         self._note_acknowledged()  # what was being told of meanwhile too
-        self._spool.replace()
-        self._telemetry.spool_damaged(str(self._spool.damaged))
-        lost = self._on_disk.clear()
-        self._telemetry.lost_on_disk(lost)
-        self._lost.note(lost)
+        named = self._spool.damaged
+        try:
+            self._spool.replace()
+        finally:  # a disk that takes no new file either gives nothing back: it is tried again
+            if self._spool.damaged != named:
+                self._telemetry.spool_damaged(str(self._spool.damaged))
+            lost = self._on_disk.clear()
+            self._telemetry.lost_on_disk(lost)
+            self._lost.note(lost)
         self._copies.write_again()
 
     def _on_their_way(self) -> list[Event]:
@@ -330,17 +336,17 @@ class Delivery:
             self._wake.clear()
             try:
                 self._step()
-            except SpoolDamaged as error:
-                self._mend(error)
+            except SpoolDamaged:
+                self._mend()
             except SpoolFailed as error:
                 self._telemetry.spool_failing(str(error))
                 self._closing.wait(_TICK_SECONDS)
 
-    def _mend(self, error: SpoolDamaged) -> None:
+    def _mend(self) -> None:
         try:
             with self._lock:
                 self._begin_anew()
-        except SpoolFailed:
+        except SpoolFailed as error:
             self._telemetry.spool_failing(str(error))
             self._closing.wait(_TICK_SECONDS)
 
@@ -356,8 +362,9 @@ class Delivery:
         except SpoolFailed as error:  # a full disk may refuse even this; the rest is sent all the same
             self._telemetry.spool_failing(str(error))
         else:
-            if ready or not self._sink.in_flight.records:
-                self._not_to_go = set()
+            if self._not_to_go and (ready or not self._sink.in_flight.records):
+                with self._lock:
+                    self._not_to_go = set()
         stalled = self._sink.in_flight.stalled_seconds > _STALLED_SECONDS
         if stalled and self._direct:
             self._copies.look_at_once()
@@ -412,7 +419,8 @@ class Delivery:
             absent, files_damaged = self._spool.absent(events), self._files_damaged
             stored = self._store(absent, "in_flight")
             if files_damaged != self._files_damaged:  # what was there is there no more
-                stored += self._store(self._spool.absent(events), "in_flight")
+                told = {event.seq for event in absent}
+                stored += self._store([event for event in events if event.seq not in told], "in_flight")
                 absent = events
             kept = len(events) - len(absent) + stored
             fetched = sum(self._refetches(event) for event in absent) if stored < len(absent) else 0
@@ -422,10 +430,13 @@ class Delivery:
     def _bury(self, returned: _Returned) -> None:
         reason, error = type(returned.error).__name__, str(returned.error)
         try:
-            self._spool.bury(returned.events, reason, error)
+            try:
+                self._spool.bury(returned.events, reason, error)
+            except SpoolDamaged:
+                with self._lock:
+                    self._begin_anew()
+                self._spool.bury(returned.events, reason, error)
             self._telemetry.dead_lettered(returned.events, reason, error)
-        except SpoolDamaged:
-            raise
         except SpoolFull as failure:
             self._telemetry.dropped(returned.events, "spool_full", was="in_flight", error=str(failure))
         except SpoolFailed as failure:

@@ -12,6 +12,7 @@ Record layout: Kafka protocol, message format v2 (KIP-98).
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -378,13 +379,12 @@ class BatchAppender:
             return  # given up before
         tell_fates(self._settle, part.events, error_of, maybe_written=maybe_written)
 
-    def unsettled(self) -> list[Event]:
-        """Return the events whose fate is not known yet, in no order; from any thread."""
-        return [event for part in self._unsettled.copy() for event in list(part.events)]
+    def unsettled(self, before: float = math.inf) -> list[Event]:
+        """Return the events that wait for their fate since before then (monotonic clock), in no order.
 
-    def count_late(self, before: float) -> int:
-        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
-        return sum(len(part.events) for part in self._unsettled.copy() if part.since < before)
+        From any thread.
+        """
+        return [event for part in self._unsettled.copy() if part.since < before for event in list(part.events)]
 
     def late(self, before: float, *, again: bool) -> list[Event]:
         """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""

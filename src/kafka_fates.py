@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
@@ -40,11 +41,11 @@ class Appender(Protocol):
     def hurry(self) -> None:
         """Send what lingers now."""
 
-    def unsettled(self) -> list[Event]:
-        """Return the events whose fate is not known yet, in no order; from any thread."""
+    def unsettled(self, before: float = math.inf) -> list[Event]:
+        """Return the events that wait for their fate since before then (monotonic clock), in no order.
 
-    def count_late(self, before: float) -> int:
-        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
+        From any thread.
+        """
 
     def late(self, before: float, *, again: bool) -> list[Event]:
         """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""

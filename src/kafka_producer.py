@@ -210,19 +210,17 @@ class KafkaSink:
     def unacknowledged(self) -> list[Event]:
         """Return what is in flight at this moment, in no order."""
         appender = self._appender
-        events = appender.unsettled() if appender is not None else []
-        return [event for event in events if not isinstance(event, MirroredEvent)]
+        return _without_copies(appender.unsettled()) if appender is not None else []
 
     def count_late(self, before: float) -> int:
-        """Return how many records are in flight since before then (monotonic clock), mirrored ones included."""
+        """Return how many of the records `in_flight` are so since before then (monotonic clock)."""
         appender = self._appender
-        return appender.count_late(before) if appender is not None else 0
+        return len(_without_copies(appender.unsettled(before))) if appender is not None else 0
 
     def late(self, before: float, *, again: bool = False) -> list[Event]:
         """Return those events of them that no earlier call returned, or all `again`; for one thread."""
         appender = self._appender
-        events = appender.late(before, again=again) if appender is not None else []
-        return [event for event in events if not isinstance(event, MirroredEvent)]
+        return _without_copies(appender.late(before, again=again)) if appender is not None else []
 
     def break_off(self, error: BaseException) -> None:
         """End the producer after this failure; called on its own I/O thread, which sends nothing after it."""
@@ -363,7 +361,7 @@ class KafkaSink:
     def _take_note(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
         if self._mirror is not None:
             copies = [event for event in events if isinstance(event, MirroredEvent)]
-            events = [event for event in events if not isinstance(event, MirroredEvent)]
+            events = _without_copies(events)
             self._copies_settled(copies, error)
             if error is not None and not fate.poison:
                 self._failed_copies.returned(events)
@@ -395,6 +393,10 @@ def _nobody_asked(events: list[Event], error: BaseException | None, fate: Fate) 
 
 class MirroredEvent(Event, eq=False, gc=False):
     """The copy of an event for the raw topic, with the event's number; counted apart from the event itself."""
+
+
+def _without_copies(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, MirroredEvent)]
 
 
 class Mirror:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -67,13 +68,12 @@ class PublicAppender:
             error_of = None if error is None else (lambda _: error)
             tell_fates(self._settle, [event], error_of, maybe_written=maybe_written)
 
-    def unsettled(self) -> list[Event]:
-        """Return the events whose fate is not known yet, in no order; from any thread."""
-        return [event for _, event in self._unsettled.copy().values()]
+    def unsettled(self, before: float = math.inf) -> list[Event]:
+        """Return the events that wait for their fate since before then (monotonic clock), in no order.
 
-    def count_late(self, before: float) -> int:
-        """Return how many events wait for an answer since before then (monotonic clock); from any thread."""
-        return sum(since < before for since, _ in self._unsettled.copy().values())
+        From any thread.
+        """
+        return [event for since, event in self._unsettled.copy().values() if since < before]
 
     def late(self, before: float, *, again: bool) -> list[Event]:
         """Return those of them that no earlier call returned, or all `again`, in no order; for one thread."""

@@ -42,7 +42,7 @@ def take_over(
     for folder in (base, *others):
         if stop_wanted():
             return
-        if folder not in of_today and (folder / FILE).exists():
+        if folder not in of_today and _may_hold_a_spool(folder):
             try:
                 left = Spool(settings.spool.model_copy(update={"path": folder}))
             except SpoolUnusable as error:  # as a rule its shard has not been stopped yet
@@ -50,6 +50,13 @@ def take_over(
                 continue
             with closing(left):
                 yield _moved(left, spool, folder, stop_wanted)
+
+
+def _may_hold_a_spool(folder: Path) -> bool:
+    try:
+        return (folder / FILE).exists()
+    except OSError:  # a folder that we may not look into; the spool says why
+        return True
 
 
 def _moved(left: Spool, spool: Spool, folder: Path, stop_wanted: Callable[[], bool]) -> TakenOver:

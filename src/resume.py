@@ -7,6 +7,7 @@ the disk before they are sent again: the same bytes, so the same event.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from config.settings import KafkaConfig
     from src.checkpoints import Standing
     from src.delivery import Delivery
-    from src.events import Topics
+    from src.events import Event, Topics
     from src.spool import Spool
     from src.telemetry import Telemetry
+
+    Offsets = dict[TopicPartition, int]
 
 TAIL_RECORDS = 20_000
 """Read of each partition when no checkpoint tells where to begin."""
@@ -48,7 +51,8 @@ class Resume:
 
     The service opens its connections when `may_go_on`; without a broker that is after 2 s, and the positions
     come later. Until they are there, or reading fails three times although Kafka is there, nothing that an
-    earlier run has left on disk is sent: it may be in Kafka.
+    earlier run has left on disk is sent: it may be in Kafka. After that all of it is sent, and what topics and
+    disk tell is good for the positions alone: what is in both may have been sent by this run.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - its neighbours
@@ -80,6 +84,8 @@ class Resume:
         self._newest_ms = 0
         """Of the events in Kafka that were read."""
         self._failures = 0
+        self._given_up = False
+        """Whether the delivery was released before it was known what Kafka has."""
         self._done = threading.Event()
         self._closing = threading.Event()
         self._worker = Worker("kafka-resume", self._run, on_exit)
@@ -131,24 +137,38 @@ class Resume:
         self._failures += 1
         if self._failures == _HOPELESS_FAILURES:
             self._reading = False
-            self._delivery.release()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let everything on disk be sent; from then on nobody can tell what of it an earlier run has left."""
+        with contextlib.suppress(SpoolFailed):  # who sends it will find out as well
+            left_behind = LeftBehind(self._spool, self._spooled_up_to, 0)
+            left_behind.cover(Coverage({}), self._delivery.was_left, self._closing.is_set)
+        self._given_up = True
+        self._delivery.release()
 
     def _find(self) -> None:
         begun_at = time.monotonic()
         self._records = 0
-        left_behind = LeftBehind(self._spool, self._spooled_up_to, self._delivery.most_sent_from_disk)
+        maybe_sent = 0 if self._given_up else self._delivery.most_sent_from_disk
+        left_behind = LeftBehind(self._spool, self._spooled_up_to, maybe_sent)
         reader = KafkaReader(self._kafka)
         try:
             checkpoint = self._checkpoint(reader)
             coverage = Coverage(checkpoint.positions)
-            self._read_tail(reader, checkpoint, coverage, left_behind)
+            ends = self._read_tail(reader, checkpoint.offsets, coverage, left_behind)
+            if self._given_up:
+                left_behind.cover(coverage, _known_already, self._closing.is_set)
+                self._read_tail(reader, ends, coverage, left_behind)  # what was sent from disk between the two
+            else:
+                left_behind.cover(coverage, self._delivery.was_left, self._closing.is_set)
         finally:
             reader.close()
-        left_behind.cover(coverage, self._delivery.was_left, self._closing.is_set)
         if self._closing.is_set():
             return
-        self._telemetry.already_delivered(left_behind.remove())
-        self._delivery.release()
+        if not self._given_up:
+            self._telemetry.already_delivered(left_behind.remove())
+            self._delivery.release()
         # A later checkpoint with those of another shard would take the place of what that one has written since.
         positions = {name: each for name, each in coverage.positions().items() if self._ours(name)}
         now_ms = time.time_ns() // 1_000_000
@@ -173,13 +193,13 @@ class Resume:
         return checkpoint
 
     def _read_tail(
-        self, reader: KafkaReader, checkpoint: Checkpoint, coverage: Coverage, left_behind: LeftBehind
-    ) -> None:
+        self, reader: KafkaReader, offsets: Offsets | None, coverage: Coverage, left_behind: LeftBehind
+    ) -> Offsets:
+        """Read on from these offsets, if they are known, and return how far."""
         partitions = reader.partitions(self._topics)
         begins, ends = reader.begins(partitions), reader.ends(partitions)
         starts = {
-            partition: _start(partition, begins[partition], ends[partition], checkpoint.offsets)
-            for partition in partitions
+            partition: _start(partition, begins[partition], ends[partition], offsets) for partition in partitions
         }
         belongs = _Belonging(self._topics)
         for partition, batch in reader.records(starts, ends, self._closing.is_set):
@@ -196,9 +216,14 @@ class Resume:
                     sent_ms = record.timestamp if record.timestamp_type == _CREATE_TIME else 0
                     coverage.saw(seen, sent_at(value, kind, sent_ms))
                 left_behind.in_kafka(value)
+        return ends
 
 
-def _start(partition: TopicPartition, begin: int, end: int, offsets: dict[TopicPartition, int] | None) -> int:
+def _known_already(_: list[Event]) -> None:
+    """Stand in for `was_left`."""
+
+
+def _start(partition: TopicPartition, begin: int, end: int, offsets: Offsets | None) -> int:
     """Return the offset from which a partition has to be read.
 
     Reading more than is needed does no harm: what is known already is seen once more.

@@ -64,7 +64,10 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """All parts of one running service, composed from its settings."""
+    """All parts of one running service, composed from its settings.
+
+    Raises `SpoolUnusable` when what is on disk cannot be made ready to be sent.
+    """
 
     def __init__(self, settings: Settings, spool: Spool) -> None:
         self._settings = settings
@@ -260,8 +263,8 @@ class Service:
             self._telemetry,
             self._worker_ended,
             lambda: resume.done,
-            f"{self._settings.shard.index}/{self._settings.shard.count}",
             self._lost,
+            f"{self._settings.shard.index}/{self._settings.shard.count}",
         )
 
     def _is_ours(self, stream: str) -> bool:
@@ -327,15 +330,24 @@ def serve() -> int:
     try:
         spool = Spool(settings.spool)
     except SpoolUnusable as error:
-        sys.stderr.write(f"SPOOL_PATH={str(settings.spool.path)!r}: {error}; {error.fix}\n")
-        return 2
+        return _refused(settings, error)
     limit_arenas()
     configure_logging(settings.logging.level, settings.logging.format)
     _warn_of_unknown_variables()
     _warn_of_two_markets(settings.binance)
-    exit_code = Service(settings, spool).run()
+    try:
+        service = Service(settings, spool)
+    except SpoolUnusable as error:
+        end_logging()
+        return _refused(settings, error)
+    exit_code = service.run()
     end_logging()
     return exit_code
+
+
+def _refused(settings: Settings, error: SpoolUnusable) -> int:
+    sys.stderr.write(f"SPOOL_PATH={str(settings.spool.path)!r}: {error}; {error.fix}\n")
+    return 2
 
 
 def _warn_of_unknown_variables() -> None:

@@ -7,6 +7,7 @@ The file survives a killed process; what a power failure may take depends on `SP
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 import time
@@ -40,6 +41,7 @@ __all__ = ["FILE", "DeadLetter", "Spool", "SpoolDamaged", "SpoolFailed", "SpoolF
 _FREE_CHECK_SECONDS = 1.0
 _REFUSING_SECONDS = 30.0
 _PAGES = 2  # bytes of pages that a byte of rows takes at most: one row of half a page and more fills it
+_FIX_DISK = f"see to it that the disk is well, has room, and that user {os.getuid()} may write to it"
 SPOILED = ("ChecksumMismatch", "the disk gave back other bytes than were written")
 """Reason and error of dead letters that `take_spoiled` has named."""
 
@@ -71,10 +73,10 @@ class Spool:
         self._refused_at = float("-inf")
         self._file = SpoolFile(self._folder, config.fsync)
         try:
-            self._begin()
-        except SpoolDamaged:
-            self._file.replace()
-            self._begin()
+            try:
+                self._begin()
+            except SpoolDamaged:
+                self._replace()
         except SpoolFailed as error:
             self._file.close()
             raise SpoolUnusable(f"{self._folder / FILE}: {error}") from error
@@ -161,15 +163,20 @@ class Spool:
         """Let events of topics that are not in the settings any more go to those that took their place.
 
         Returns how many. Before anything is read. Looks through all events only when the settings have changed.
-        Ends with nothing changed when `stop_wanted` says so; then nothing may be read.
+        Ends with nothing changed when `stop_wanted` says so; then nothing may be read. Raises `SpoolUnusable` when
+        the disk does not take the change.
         """
         self._topics = frozenset(topics)
         try:
             with self._file.interrupted_by(stop_wanted):
-                return self._redirect(topics)
-        except SpoolFailed:
+                try:
+                    return self._redirect(topics)
+                except SpoolDamaged:
+                    self.replace()
+                    return self._redirect(topics)
+        except SpoolFailed as error:
             if not stop_wanted():
-                raise
+                raise SpoolUnusable(f"{self._folder / FILE}: {error}", _FIX_DISK) from error
             return 0
 
     def _redirect(self, topics: Topics) -> int:
@@ -351,12 +358,18 @@ class Spool:
                 self._file.shrink()
 
     def replace(self) -> None:
-        """Set the file aside, with everything in it, and go on with an empty one."""
+        """Set the file aside, with everything in it, and go on with an empty one.
+
+        When that fails nothing is here, and what needs the file raises `SpoolDamaged` until a later call succeeds.
+        """
         with self._lock:
-            self._file.replace()
-            self._evicted.clear()
-            self._spoiled.clear()
-            self._begin()
+            self._replace()
+
+    def _replace(self) -> None:
+        self._totals, self.last_seq = Totals(0, 0, 0, 0), 0
+        self._evicted.clear()
+        self._spoiled.clear()
+        self._file.replace(self._begin)
 
     def close(self) -> None:
         """Close the file and let others have it."""

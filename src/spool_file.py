@@ -73,11 +73,20 @@ class SpoolFile:
         """Whether the whole file was looked at for damage, and not only as much as time and size allowed."""
         self.unused_bytes = 0
         """What the file holds of empty pages; SQLite fills these before the file grows."""
+        self._begun = True
+        """Whether the file in its place may hold something; else it is one that `replace` could not begin."""
+        self._open: sqlite3.Connection | None = None
         try:
-            self._database = self._opened()
-        except sqlite3.Error as error:
+            self._open = self._opened()
+        except (sqlite3.Error, OSError) as error:
             os.close(self._claim)
             raise SpoolUnusable(f"{self._path}: {error}") from error
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        if self._open is None:
+            raise SpoolDamaged(f"{self._path}: damaged, and a new file could not be begun")
+        return self._open
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return the rows."""
@@ -101,13 +110,30 @@ class SpoolFile:
                     self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 raise
 
-    def replace(self) -> None:
-        """Set the file aside and begin a new one."""
+    def replace(self, begin: Callable[[], None]) -> None:
+        """Set the file aside, open a new one and `begin` to use it.
+
+        When that fails there is no file: what needs one raises `SpoolDamaged` until a later call has succeeded.
+        """
+        self._leave()
         with translated():
+            if self._begun:
+                self.damaged = set_aside(self._path)
+                self._begun = False
+            self._open = self._opened()
+        try:
+            begin()
+        except SpoolFailed:
+            self._leave()
+            raise
+        self._begun = True
+
+    def _leave(self) -> None:
+        if self._open is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._database.close()
-            self.damaged = set_aside(self._path)
-            self._database = self._connected()
+                self._open.close()
+            self._open = None
+            self.unused_bytes = 0
 
     @contextlib.contextmanager
     def interrupted_by(self, stop_wanted: Callable[[], bool]) -> Iterator[None]:
@@ -128,7 +154,8 @@ class SpoolFile:
 
     def close(self) -> None:
         """Close the file and let others have it."""
-        self._database.close()
+        if self._open is not None:
+            self._open.close()
         os.close(self._claim)
 
     def _mostly_free(self) -> bool:

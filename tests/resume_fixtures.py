@@ -177,8 +177,8 @@ class Run:
             self.telemetry,
             self.ended.append,
             lambda: self.resume.done,
-            shard,
             self.lost,
+            shard,
         )
         self._decoder = EventDecoder(topic_names(kafka))
         self._open = True

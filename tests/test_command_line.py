@@ -5,11 +5,17 @@ from __future__ import annotations
 import ast
 import fcntl
 import os
+import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from config.settings import SpoolConfig
+from src.events import Event, Route
+from src.spool import FILE, Spool
 
 PROGRAMS = ("main.py", "monitoring.py", "setup_kafka.py", "consumer_example.py", "dead_letters.py")
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +27,13 @@ for name in names:
 sys.argv = [program]
 sys.path.insert(0, str(pathlib.Path(program).parent))
 runpy.run_path(program, run_name="__main__")
+"""
+ON_A_FULL_DISK = """
+import pathlib, resource, runpy, sys
+del sys.argv[0]
+sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 MACOS = ["sigtimedwait", "sigwaitinfo"]
 WINDOWS = [*MACOS, "pthread_sigmask", "sigwait", "setitimer", "SIGUSR1", "SIGALRM", "SIGHUP", "SIGWINCH"]
@@ -81,6 +94,18 @@ def test_a_spool_that_another_process_works_on_is_named_with_what_to_do(tmp_path
     assert (ran.returncode, ran.stdout) == (2, "")
     says = "another process works on this spool; stop it, or give each service its own SPOOL_PATH"
     assert ran.stderr == f"SPOOL_PATH={str(tmp_path)!r}: {tmp_path}: {says}\n"
+
+
+def test_a_disk_without_room_to_redirect_what_is_on_it_is_named_with_what_to_do(tmp_path: Path) -> None:
+    old = Route("trade", "topic-of-before", b"BTCUSDT", b"", 0, b"")
+    with closing(Spool(SpoolConfig(path=tmp_path, min_free_bytes=0))) as spool:
+        spool.append([Event(old, b"x" * 300, 1, number) for number in range(1, 5_001)])
+    ran = run(tmp_path, "-c", ON_A_FULL_DISK, str(ROOT / "main.py"), SPOOL_PATH=str(tmp_path))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    says = f"see to it that the disk is well, has room, and that user {os.getuid()} may write to it"
+    assert re.fullmatch(rf"SPOOL_PATH='{tmp_path}': {tmp_path / FILE}: (disk|database)[^;]+; {says}\n", ran.stderr)
+    with closing(Spool(SpoolConfig(path=tmp_path, min_free_bytes=0))) as spool:
+        assert spool.count == 5_000
 
 
 def test_no_test_runs_a_program_in_the_folder_where_the_users_env_file_is() -> None:

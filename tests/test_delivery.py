@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from src import spool_file
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import Decoded, Event, Route
@@ -658,6 +659,7 @@ class Unwilling:
         self._spool = spool
         self.failing: set[str] = set()
         self.damaged_for: set[str] = set()
+        self.refused: set[bytes] = set()
         self.buried: set[bytes] = set()
 
     def damage(self, verb: str) -> None:
@@ -665,6 +667,7 @@ class Unwilling:
         self.damaged_for = {verb}
 
     def bury(self, events: Sequence[Event], *why: str) -> None:
+        self.refused |= {event.value for event in events}
         self.__getattr__("bury")(events, *why)
         self.buried |= {event.value for event in events}
 
@@ -791,9 +794,61 @@ def test_a_file_damaged_under_way_is_set_aside_what_was_in_it_counted_and_the_re
     assert_complete_and_in_order(lines_of(new), rig.feed.made, 0)
 
 
+def test_while_no_new_file_can_be_begun_what_comes_is_counted_as_lost_once_and_later_all_is_well(
+    by_hand: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = by_hand(ScriptedKafka())
+    disk = unwilling(rig)
+    rig.take(rig.feed.counted(600))
+    rig.sink.lose_the_producer()
+    rig.sink.end()
+    good = take_no_new_file(monkeypatch)
+    disk.damage("append")
+    rig.step()  # 600 come back
+    for _ in range(5):
+        rig.take(rig.feed.counted(10))
+        step_and_mend(rig)
+        rig.sink.reopen()
+    rig.assert_at_rest()
+    assert rig["messages_dropped_by_reason"] == {"spool_failed": 650}
+    lost = ids_of(rig.feed.made)
+    assert dict(rig.lost.take(10**6)) == {which: ids for which, ids in lost.items() if which.event_type == "trade"}
+    monkeypatch.setattr(spool_file, "_SCHEMA", good)
+    rig.take(rig.feed.counted(100))
+    assert rig.spool.count == 100
+    drain(rig)
+    assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made[650:], 0)
+
+
+def test_what_kafka_refuses_while_no_new_file_can_be_begun_does_not_hold_up_the_rest(
+    by_hand: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = by_hand(ScriptedKafka())
+    disk = unwilling(rig)
+    rig.accept(600)
+    take_no_new_file(monkeypatch)
+    disk.damage("bury")
+    rig.sink.answer(line := rig.sink.lines()[0], "poison")
+    rig.step()
+    answer_all(rig)
+    rig.accept(600)
+    answer_all(rig)
+    rig.assert_at_rest()
+    refused = [event for event in rig.feed.made[:600] if (event.route.topic, event.route.key) == line]
+    assert rig["messages_dropped_by_reason"] == {"spool_failed": len(refused)}
+    assert rig["kafka_produced"] == 1200 - len(refused)
+
+
+def take_no_new_file(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let no file of a spool be begun, as on a disk that is full; returns the schema with which one can."""
+    good = spool_file._SCHEMA
+    monkeypatch.setattr(spool_file, "_SCHEMA", "nonsense")
+    return good
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whenever_the_file_is_damaged_it_is_known_which_ids_are_in_kafka_and_which_are_lost(
-    seed: int, by_hand: Callable[..., Rig]
+    seed: int, by_hand: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chooser = random.Random(seed)
     rig = by_hand(ScriptedKafka(records=900), max_bytes=chooser.choice((10**9, 60_000)))
@@ -807,10 +862,14 @@ def test_whenever_the_file_is_damaged_it_is_known_which_ids_are_in_kafka_and_whi
 
     rig.telemetry.tell_dropped = note
     disk = unwilling(rig)
+    good = spool_file._SCHEMA
     for _ in range(150):
+        monkeypatch.setattr(spool_file, "_SCHEMA", chooser.choice([good, good, "nonsense"]))
         act_at_random(rig, disk, chooser)
         rig.assert_accounted_for()
     disk.damaged_for = set()
+    monkeypatch.setattr(spool_file, "_SCHEMA", good)
+    step_and_mend(rig)
     drain(rig)
     in_kafka = {event.value for event in rig.sink.written}
     lost = [event for event in rig.feed.made if event.value not in in_kafka | disk.buried]
@@ -822,8 +881,9 @@ def test_whenever_the_file_is_damaged_it_is_known_which_ids_are_in_kafka_and_whi
     }
     assert sum(last - first + 1 for ids in told.values() for first, last in ids) == len(lost), "each told of once"
     assert sum(last - first + 1 for first, last in refused) == rig["messages_dead_lettered"]
+    fetched_again = ids_of(event for event in lost if event.value not in disk.refused)
     assert dict(rig.lost.take(10**6)) == {
-        which: ids for which, ids in expected.items() if which.event_type == "trade"
+        which: joined(ids) for which, ids in fetched_again.items() if which.event_type == "trade"
     }
 
 
@@ -852,8 +912,8 @@ def answer_one(rig: Rig, chooser: random.Random) -> None:
 def step_and_mend(rig: Rig) -> None:
     try:
         rig.step()
-    except SpoolDamaged as error:
-        rig.delivery._mend(error)
+    except SpoolDamaged:
+        rig.delivery._mend()
 
 
 def open_the_next(rig: Rig) -> None:

@@ -37,6 +37,7 @@ from src.kafka_batches import BatchAppender
 from src.kafka_fates import Fate
 from src.kafka_producer import KafkaSink, MirroredEvent, open_producer
 from src.kafka_public import PublicAppender
+from src.lost import Lost
 from src.spool import Spool
 from src.telemetry import Telemetry
 from tests.broker_fixtures import Record, Topics, fresh_topics, read_all
@@ -90,7 +91,9 @@ class Rig:
         hooks["make_producer"] = self._noted_producer
         self.sink = KafkaSink(kafka, bound, self.telemetry, self.ended.append, **hooks)
         self.spool = Spool(SpoolConfig(path=folder, min_free_bytes=0))
-        self.delivery = Delivery(self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append)
+        self.delivery = Delivery(
+            self.sink, self.spool, kafka.topic_trades, self.telemetry, self.ended.append, Lost()
+        )
         self.accepted: list[Event] = []
         self.slowest = 0.0
         self._closed = False
@@ -477,6 +480,23 @@ def test_a_frozen_broker_is_offered_ten_times_the_bound(
 
 @kafka_test
 @pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
+def test_copies_do_not_count_among_what_is_in_flight_for_long(
+    own_broker: Broker, make_rig: MakeRig, make_appender: type
+) -> None:
+    topics = fresh_topics(own_broker.bootstrap_servers)
+    rig = make_rig(config(topics, mirror_raw_events=True), make_appender=make_appender)
+    rig.start()
+    own_broker.freeze()
+    rig.send(Feed(topics).events(600))
+    assert rig.sink.copies_in_flight.records > 200
+    assert rig.sink.count_late(float("-inf")) == 0
+    assert rig.sink.count_late(float("inf")) == rig.sink.in_flight.records == 600
+    own_broker.thaw()
+    rig.wait_for_delivery()
+
+
+@kafka_test
+@pytest.mark.parametrize("make_appender", [BatchAppender, PublicAppender])
 def test_closing_before_a_frozen_broker_ends_in_time(
     own_broker: Broker, make_rig: MakeRig, make_appender: type
 ) -> None:
@@ -825,6 +845,7 @@ from src.delivery import Delivery
 from src.events import Event, Route
 from src.kafka_producer import KafkaSink
 from src.logger import configure_logging
+from src.lost import Lost
 from src.spool import Spool
 from src.telemetry import Telemetry
 
@@ -833,7 +854,7 @@ servers, pid = sys.argv[1], int(sys.argv[2])
 kafka = KafkaConfig(bootstrap_servers=(servers,), mirror_raw_events=True)
 sink = KafkaSink(kafka, DeliveryConfig(), telemetry := Telemetry(), lambda worker: None)
 spool = Spool(SpoolConfig(path=pathlib.Path(sys.argv[3]), min_free_bytes=0))
-delivery = Delivery(sink, spool, kafka.topic_trades, telemetry, lambda worker: None)
+delivery = Delivery(sink, spool, kafka.topic_trades, telemetry, lambda worker: None, Lost())
 delivery.start()
 if pid:
     while not sink.ready:

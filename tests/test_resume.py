@@ -9,9 +9,10 @@ import gc
 import threading
 import time
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from kafka.errors import GroupAuthorizationFailedError
 from msgspec import structs
 
 from config.settings import SpoolConfig
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 
     from config.settings import KafkaConfig
     from sandbox.brokers import Broker
+    from src.checkpoints import Checkpoint
     from src.events import Event
+    from src.kafka_reader import KafkaReader
     from tests.broker_fixtures import MakeBroker
 
     MakeRun = Callable[..., Run]
@@ -254,6 +257,90 @@ def test_what_kafka_holds_already_is_taken_off_the_disk_and_the_rest_is_sent_onc
     truth = Truth(kafka)
     assert truth.ids["btcusdt@trade"] == list(range(1, 401))
     assert len(truth.values) == len(set(truth.values)) == 402
+
+
+class Hopeless:
+    """Lets a run's search fail until it gives up; what comes next waits for `go_on`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._checkpoint = run.resume._checkpoint
+        self._tries = 0
+        self._going_on = threading.Event()
+        run.resume._checkpoint = self._fail_or_wait  # type: ignore[method-assign]
+        run.delivery.release = lambda: None  # type: ignore[method-assign]  # not before the disk was looked at
+
+    def _fail_or_wait(self, reader: KafkaReader) -> Checkpoint:
+        self._tries += 1
+        if self._tries <= 3:
+            raise GroupAuthorizationFailedError
+        assert self._going_on.wait(20)
+        return self._checkpoint(reader)
+
+    def given_up(self) -> None:
+        wait_until(lambda: self._tries > 3, "given up, and tried again")
+
+    def go_on(self) -> None:
+        self._going_on.set()
+
+
+def test_after_giving_up_what_this_run_sends_from_disk_is_not_taken_for_that_of_an_earlier_one(
+    kafka: KafkaConfig, make_run: MakeRun, tmp_path: Path
+) -> None:
+    first = make_run(kafka, interval=600).start()
+    sent = first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
+    first.delivered()
+    first.die()
+    unsent = first.decoded([trade("BTCUSDT", number) for number in range(101, 401)])
+    left_on_disk(tmp_path / "spool", [*sent[50:], *unsent], sent_up_to=50)
+    second = make_run(kafka)
+    hopeless = Hopeless(second)
+    second.delivery._forget_acknowledged = lambda: None  # type: ignore[method-assign]  # the disk is slow
+    second.start(resumed=False)
+    hopeless.given_up()
+    assert second.delivery._on_disk.clear() == ids_of([*sent[50:], *unsent])
+    del second.delivery.release
+    second.delivery.release()
+    wait_until(lambda: second["kafka_produced"] == 350, "all of it is sent")
+    hopeless.go_on()
+    wait_until(lambda: second.resume.done, "resumed")
+    del second.delivery._forget_acknowledged
+    second.delivered()
+    assert second.found == {"btcusdt@trade": Position("btcusdt@trade", 400)}
+    second.close()
+    assert second["messages_spooled"] == second["messages_already_delivered"] == 0
+    assert second["possible_duplicates"] == 50
+    assert not second.telemetry.undelivered()
+    assert Truth(kafka).missing("btcusdt@trade") == set()
+
+
+def test_after_giving_up_what_is_sent_from_disk_while_the_topics_are_read_is_found(
+    kafka: KafkaConfig, make_run: MakeRun, tmp_path: Path
+) -> None:
+    first = make_run(kafka, interval=600).start()
+    first.feed([trade("BTCUSDT", number) for number in range(1, 101)])
+    first.close()
+    left_on_disk(
+        tmp_path / "spool",
+        first.decoded([trade("BTCUSDT", number) for number in [*range(101, 201), *range(251, 401)]]),
+    )
+    second = make_run(kafka)
+    hopeless = Hopeless(second)
+    read_tail = second.resume._read_tail
+
+    def then_everything_is_sent(*args: Any) -> Any:
+        ends = read_tail(*args)
+        second.resume._read_tail = read_tail  # type: ignore[method-assign]
+        del second.delivery.release
+        second.delivery.release()
+        second.delivered()
+        return ends
+
+    second.resume._read_tail = then_everything_is_sent  # type: ignore[method-assign]
+    second.start(resumed=False)
+    hopeless.go_on()
+    wait_until(lambda: second.resume.done, "resumed")
+    assert second.found == {"btcusdt@trade": Position("btcusdt@trade", 400, ((201, 250),))}
 
 
 def left_on_disk(folder: Path, events: list[Event], sent_up_to: int = 0) -> None:

@@ -218,6 +218,20 @@ def test_a_spool_that_is_still_worked_on_is_left_with_a_reason(tmp_path: Path) -
     assert (found.events, found.reason) == (0, f"{tmp_path}: another process works on this spool")
 
 
+def test_a_folder_that_may_not_be_looked_into_is_left_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "shard-5" / "lock").mkdir(parents=True)
+    settings = settings_of(tmp_path, 0, 1)
+    with closing(Spool(settings.spool)) as spool, monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", forbid)
+        (found,) = take_over(spool, settings)
+    assert tuple(found) == (tmp_path / "shard-5", 0, f"{tmp_path / 'shard-5'}: Is a directory")
+
+
 def test_what_does_not_fit_stays_where_it_is(tmp_path: Path) -> None:
     left(tmp_path, [b"x" * 100] * 10)
     settings = settings_of(tmp_path, 0, 2, max_bytes=500)

@@ -114,6 +114,16 @@ def test_a_stop_while_much_is_redirected_leaves_all_of_it_as_it_was_and_the_next
     assert {each.route.topic for each in everything(spool)} == {"trades"}
 
 
+def test_damage_that_shows_when_events_are_redirected_is_set_aside_as_at_the_start(tmp_path: Path) -> None:
+    with closing(Spool(config(tmp_path))) as spool:
+        spool.append(events(1, 20_000, size=500))
+    with closing(Spool(config(tmp_path))) as spool:
+        flip_bytes_of_pages(tmp_path / FILE)
+        assert spool.redirect(Topics("new", "depth", "raw")) == 0
+        assert spool.damaged is not None
+        assert (spool.count, everything(spool)) == (0, [])
+
+
 def test_events_that_are_there_already_stay_and_count_once(spool: Spool) -> None:
     spool.append(events(1, 10))
     spool.append(events(5, 15))
@@ -588,6 +598,52 @@ def test_damage_that_the_start_has_not_seen_shows_when_it_is_read(tmp_path: Path
         assert (spool.count, everything(spool)) == (0, [])
         spool.append(events(1, 10))
         assert content(everything(spool)) == content(events(1, 10))
+
+
+REFUSING = "CREATE TRIGGER full BEFORE INSERT ON totals BEGIN SELECT RAISE(FAIL, 'the disk is full'); END;"
+
+
+@pytest.mark.parametrize("lacking", ["nonsense", f"{spool_file._SCHEMA} {REFUSING}"])
+def test_while_no_new_file_can_be_begun_the_spool_says_so_and_the_damaged_one_is_set_aside_once(
+    lacking: str, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = spool_file._SCHEMA
+    spool.append(events(1, 100))
+    monkeypatch.setattr(spool_file, "_SCHEMA", lacking)
+    for _ in range(3):
+        with pytest.raises(SpoolFailed):
+            spool.replace()
+        assert (spool.count, spool.bytes, spool.last_seq) == (0, 0, 0)
+        for use in (lambda: spool.append(events(101, 110)), lambda: spool.read(0, 1), lambda: spool.remove([1])):
+            with pytest.raises(SpoolDamaged, match="a new file could not be begun"):
+                use()
+    monkeypatch.setattr(spool_file, "_SCHEMA", f"{good} DROP TRIGGER IF EXISTS full;")
+    spool.replace()
+    spool.append(events(101, 110))
+    assert content(everything(spool)) == content(events(101, 110))
+    assert [spool.damaged] == list(tmp_path.glob("*damaged*"))
+    with closing(sqlite3.connect(spool.damaged or "")) as aside:
+        assert aside.execute("SELECT COUNT(*) FROM events").fetchone() == (100,)
+
+
+def test_a_spool_without_a_file_can_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Spool(config(tmp_path))) as spool, monkeypatch.context() as patched:
+        patched.setattr(spool_file, "_SCHEMA", "nonsense")
+        with pytest.raises(SpoolFailed):
+            spool.replace()
+    with closing(Spool(config(tmp_path))) as after:
+        assert after.count == 0
+
+
+def test_a_start_that_finds_damage_and_cannot_begin_anew_says_that_the_spool_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_damage(_: Spool) -> None:
+        raise SpoolDamaged("database disk image is malformed")
+
+    monkeypatch.setattr(Spool, "_begin", find_damage)
+    with pytest.raises(SpoolUnusable, match="malformed"):
+        Spool(config(tmp_path))
 
 
 def test_the_check_at_the_start_ends_when_its_time_is_over(
