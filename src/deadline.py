@@ -9,6 +9,8 @@ class Deadline:
     """A moment on the monotonic clock; waiting steps ask what is left of it."""
 
     def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        """All of it, as it was in the beginning."""
         self._at = time.monotonic() + seconds
 
     def remaining(self, at_most: float = float("inf")) -> float:

@@ -45,6 +45,8 @@ _TELLING_SECONDS = 1.0
 """For the fates that the producer's thread is telling of: it takes no lock, and far less."""
 _DISK_SECONDS = 3.0
 """At the stop, for what goes to disk last, also when all other time is used up."""
+_MOST_FOR_CLOSING = 0.25
+"""Of all the time of a stop, for what happens by force at its end."""
 _CONNECTING_SECONDS = 3.0
 """At the stop: how long a producer that is only being opened is waited for."""
 
@@ -131,10 +133,9 @@ class Delivery:
         """Whether the drainer runs."""
         return self._drainer.alive
 
-    @property
-    def close_seconds(self) -> float:
-        """What `close` may need of the shutdown's time."""
-        return self._sink.FORCE_SECONDS
+    def close_seconds(self, deadline: Deadline) -> float:
+        """Return what is kept for `close` of the shutdown's time; of a short one a part."""
+        return min(self._sink.FORCE_SECONDS, deadline.seconds * _MOST_FOR_CLOSING)
 
     def accept(self, events: list[Event]) -> None:
         """Take a batch: hand it to the sink, or write it to disk."""
@@ -190,7 +191,7 @@ class Delivery:
         """Deliver by the deadline what Kafka takes, when nothing is accepted any more."""
         self._sink.hurry()
         connecting = Deadline(_CONNECTING_SECONDS)
-        while deadline.remaining() > self._sink.FORCE_SECONDS and self._has_hope(connecting):
+        while deadline.remaining() > self.close_seconds(deadline) and self._has_hope(connecting):
             self._closing.wait(0.02)
 
     def close(self, deadline: Deadline) -> None:

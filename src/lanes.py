@@ -29,8 +29,8 @@ class PlacedHole(Hole):
     def opened_by_a_wrong_id(self, event: Event) -> bool:
         """Whether an event inside, before it is offered, tells that the id which opened this was wrong.
 
-        It is newer than that one. The first id of the gap tells nothing: had the opener been wrong, that would be its
-        own, and nobody else's.
+        It is newer than that one. The first id of the gap tells nothing: had the opener been wrong, that would be
+        its own, and nobody else's.
         """
         if self.opener is None:
             return False

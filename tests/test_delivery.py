@@ -244,6 +244,18 @@ class Hasty(ScriptedKafka):
         return taken
 
 
+def test_a_short_stop_waits_for_kafka_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(ScriptedKafka(), tmp_path / "spool", Feed())
+    monkeypatch.setattr(rig.sink, "FORCE_SECONDS", 60.0)
+    rig.delivery.start()
+    rig.accept(100)
+    answers = threading.Timer(0.3, answer_all, [rig])
+    answers.start()
+    rig.close(20.0)
+    answers.join()
+    assert (rig["kafka_produced"], rig["messages_spooled"]) == (100, 0)
+
+
 def test_what_is_acknowledged_at_once_was_in_flight_before(by_hand: Callable[..., Rig]) -> None:
     rig = by_hand(Hasty(records=150, is_open=False))
     rig.sink.rig = rig
