@@ -30,7 +30,7 @@ WAITING = (
     "EpollSelector.select (selectors.py)",
     "Condition.wait (threading.py)",
     "sigwait (signal.py)",
-    "ReadAheadSocket._wait_for (websocket_wire.py)",
+    "ReadAheadSocket._wait_for (read_ahead.py)",
     "Service.run (service.py)",  # for a signal
 )
 """Where threads wait for something to do; py-spy cannot tell that from work everywhere."""

@@ -15,8 +15,9 @@ from websocket import WebSocketException
 
 from src.backoff import Backoff
 from src.deadline import Deadline
+from src.read_ahead import ConnectionLost, Woken
 from src.subscriptions import NOTHING, Outcome, Subscriptions
-from src.websocket_wire import ConnectionLost, FrameReader, NoEndpoint, NotOpened, WentSilent, Woken
+from src.websocket_wire import FrameReader, NoEndpoint, NotOpened, WentSilent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -249,7 +250,7 @@ class BinanceConnection:
             cause = "retired"
             yield from self._read_to_the_end(reader)
         except _Lost as error:
-            cause = getattr(error, "cause", "timeout" if isinstance(error, TimeoutError) else "other")
+            cause = _cause_of(error)
             raise
         finally:
             with self._state:
@@ -312,7 +313,8 @@ class BinanceConnection:
     def _wait_after(self, error: Exception, *, worked: bool) -> None:
         """Wait as long as the backoff and the exchange say; a connection that had worked is no failed attempt."""
         delay = self._backoff.lost() if worked else self._backoff.failed()
-        self._telemetry.connection_failed(self._number, self._slot, error, self._backoff.failures)
+        failures = self._backoff.failures
+        self._telemetry.connection_failed(self._number, self._slot, error, _cause_of(error), failures)
         if delay is None:
             if self._owner.may_give_up(self._slot):
                 raise GaveUp(f"{self._backoff.failures} connection attempts in a row failed: {error}") from error
@@ -322,3 +324,8 @@ class BinanceConnection:
         self._telemetry.reconnect_scheduled(self._number, self._backoff.attempt, delay)
         with self._state:
             self._state.wait_for(lambda: not self.wanted, delay)
+
+
+def _cause_of(error: Exception) -> str:
+    """Say in a word how a connection was lost, or not opened."""
+    return str(getattr(error, "cause", "timeout" if isinstance(error, TimeoutError) else "other"))

@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from src.lost import Ids
 
 _NAMED = 100  # streams in one log line
-_CONNECTION_REASONS = {
-    "WentSilent": "silent",
-    "ConnectionLost": "closed",
-    "NotOpened": "not_opened",
-    "NoEndpoint": "not_opened",
-    "TimeoutError": "timeout",
-}
 _ON_DISK = {"messages_spooled", "messages_dead_lettered"}
 _UNDELIVERED = ("messages_dropped", "messages_spooled", "messages_dead_lettered", "kafka_failed", "mirror_failed")
 
@@ -443,17 +436,18 @@ class Telemetry:
         self._count("goodbyes_unanswered")
         self._log.warning("goodbye_unanswered", connection=connection, error=str(error) or type(error).__name__)
 
-    def connection_failed(self, connection: int, slot: int, error: BaseException, failures: int) -> None:
-        """Count a connection that could not be opened or was lost; `failures` in a row so far."""
-        reason = _CONNECTION_REASONS.get(type(error).__name__, "other")
+    def connection_failed(
+        self, connection: int, slot: int, error: BaseException, cause: str, failures: int
+    ) -> None:
+        """Count a connection that could not be opened or was lost, by cause; `failures` in a row so far."""
         with self._lock:
             was_open = (connection, slot) in self._open
             self._open.discard((connection, slot))
             self._counts["connection_failures"] += 1
-            self._by_reason["connection_failures"][reason] += 1
+            self._by_reason["connection_failures"][cause] += 1
         event = "connection_lost" if was_open else "connection_failed"
-        cause = f"{type(error).__name__}: {error}".removesuffix(": ")
-        self._log.warning(event, connection=connection, slot=slot, error=cause, failures_in_a_row=failures)
+        told = f"{type(error).__name__}: {error}".removesuffix(": ")
+        self._log.warning(event, connection=connection, slot=slot, error=told, failures_in_a_row=failures)
 
     def reconnect_scheduled(self, connection: int, attempt: int, delay: float) -> None:
         """Log the wait before the next attempt."""

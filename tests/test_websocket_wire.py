@@ -28,17 +28,8 @@ from hypothesis import strategies as st
 from sandbox.exchange.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, fragments, frame
 from src import websocket_wire
 from src.deadline import Deadline
-from src.websocket_wire import (
-    MAX_FRAME,
-    READ_SIZE,
-    ConnectionLost,
-    FrameReader,
-    NotOpened,
-    ReadAheadSocket,
-    WentSilent,
-    Woken,
-    has_known_insides,
-)
+from src.read_ahead import READ_SIZE, ConnectionLost, ReadAheadSocket, Woken
+from src.websocket_wire import MAX_FRAME, FrameReader, NotOpened, WentSilent, has_known_insides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
