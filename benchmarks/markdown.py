@@ -53,11 +53,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _targets(results: dict[str, dict[str, Any]], soaked: dict[str, Any]) -> str:
     columns: dict[tuple[str, str], dict[str, str]] = {}
-    for number, (broker, found) in enumerate(results.items()):
+    for broker, found in results.items():
         what = ""
         for row in found["summary"]["targets"]:
-            if number and row["path"][0] == "following_us":  # no broker takes part: it is the same measurement
-                continue
             what = f"{what.partition(': ')[0]}: CPU" if row["what"] == "the same, CPU" else row["what"]
             limit = f"{row['sign']} {row['limit']:,} {row['unit']}"
             verdict = "" if row["holds"] else " **missed**"
@@ -165,7 +163,7 @@ def _usual(found: dict[str, Any]) -> str:
     names = dict.fromkeys(name for shares in shown.values() for name in shares if name != OTHERS)
     whole = [
         ["µs CPU a message", *(f"{steady['cpu_us']:.1f}" for steady in usual.values())],
-        ["% of a core", *(f"{steady['percent']:.2f}" for steady in usual.values())],
+        ["% of a core", *(f"{found['summary']['usual_percent'][spacing]:.2f}" for spacing in usual)],
     ]
     rows = [
         [f"... {name}", *(f"{shares[name]:.2f}" if name in shares else "-" for shares in shown.values())]
