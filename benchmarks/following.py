@@ -21,15 +21,17 @@ import msgspec
 from benchmarks.loads import Encoder
 from benchmarks.rest import LIVE, RestServer
 from config.settings import BackfillConfig
-from src import events
+from src import decoder
 from src.backfill import Backfill
 from src.binance_rest import BinanceRest
 from src.buffer import Buffer
 from src.continuity import Continuity
 from src.deadline import Deadline
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from src.ledger import Ledger
 from src.logger import configure_logging
+from src.payloads import Payload
 from src.telemetry import Telemetry
 from src.weight_budget import WeightBudget
 
@@ -110,21 +112,21 @@ def drained(buffer: Buffer) -> list[Event]:
 @contextmanager
 def ids_not_parsed() -> Iterator[None]:
     """Let the decoder parse frames as if it wanted no ids of them."""
-    parse = events._decode_combined  # noqa: SLF001 - the parser is nobody else's affair
+    parse = decoder._decode_combined  # noqa: SLF001 - the parser is nobody else's affair
     fields = [
         (field.name, field.type, msgspec.field(default=field.default, name=field.encode_name))
-        for field in msgspec.structs.fields(events._Payload)  # noqa: SLF001
+        for field in msgspec.structs.fields(Payload)
         if field.name not in _ONLY_IDS
     ]
-    payload = msgspec.defstruct("_Payload", fields, gc=False)
+    payload = msgspec.defstruct("Payload", fields, gc=False)
     combined = msgspec.defstruct(
-        "_Combined", [("stream", str), ("data", payload)], gc=False, forbid_unknown_fields=True
+        "Combined", [("stream", str), ("data", payload)], gc=False, forbid_unknown_fields=True
     )
-    vars(events)["_decode_combined"] = msgspec.json.Decoder(combined).decode
+    vars(decoder)["_decode_combined"] = msgspec.json.Decoder(combined).decode
     try:
         yield
     finally:
-        vars(events)["_decode_combined"] = parse
+        vars(decoder)["_decode_combined"] = parse
 
 
 class Measurement:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from config.settings import ConnectionConfig
     from src.binance_client import Chunk, End
     from src.deadline import Deadline
-    from src.events import Decoded, EventDecoder
+    from src.decoder import EventDecoder
+    from src.events import Decoded
     from src.telemetry import Telemetry
 
 

@@ -29,9 +29,10 @@ from src.binance_rest import BinanceRest
 from src.buffer import Buffer
 from src.continuity import Continuity
 from src.deadline import Deadline
+from src.decoder import EventDecoder
 from src.delivery import Delivery
 from src.endpoints import Endpoints, View
-from src.events import PIPELINE_VERSION, EventDecoder
+from src.events import PIPELINE_VERSION
 from src.ledger import Hours, Ledger
 from src.line import Parts, Slot
 from src.lines import Lines

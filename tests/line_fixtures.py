@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from config.settings import ConnectionConfig
 from src.deadline import Deadline
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from src.line import Parts
 from src.lines import Keeper, Lines
 from src.telemetry import Telemetry

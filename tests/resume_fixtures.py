@@ -17,8 +17,8 @@ from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
 from src.checkpoints import CheckpointWriter, every_stream
 from src.coverage import Coverage, Place, sent_at
 from src.deadline import Deadline
+from src.decoder import EventDecoder
 from src.delivery import Delivery
-from src.events import EventDecoder
 from src.kafka_producer import KafkaSink, topic_names
 from src.lost import Lost
 from src.resume import Resume

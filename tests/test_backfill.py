@@ -20,7 +20,8 @@ from src.binance_rest import BinanceRest
 from src.buffer import Buffer
 from src.continuity import Continuity
 from src.deadline import Deadline
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from src.holes import Gap, Hole
 from src.outage import Pace
 from src.refetch import Refetch

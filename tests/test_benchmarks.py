@@ -48,8 +48,9 @@ from benchmarks.rest import LIVE, RestServer
 from benchmarks.runs import PIPELINES, Look, Result, Run, Task, run
 from benchmarks.spoolless import Straight
 from benchmarks.steady import Steady
+from src.decoder import EventDecoder
 from src.delivery import Delivery
-from src.events import NO_ID, EventDecoder, Topics
+from src.events import NO_ID, Topics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -17,7 +17,8 @@ from sandbox.exchange import Limits
 from sandbox.exchange.frames import frame
 from src.backoff import Backoff
 from src.binance_client import BinanceConnection, GaveUp
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from src.lines import spread
 from src.subscriptions import UNSUBSCRIBE, encoded, subscribe_groups
 from src.telemetry import Telemetry

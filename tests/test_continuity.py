@@ -15,7 +15,8 @@ from config.settings import BackfillConfig
 from src import continuity, sequences
 from src.buffer import Buffer
 from src.continuity import Continuity
-from src.events import Event, EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Event, Topics
 from src.holes import Gap, Position
 from src.lost import Lost, ids_of
 from src.telemetry import Telemetry

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from config.settings import KafkaConfig
 from src.coverage import Coverage, Place, event_type, place, sent_at
-from src.events import EventDecoder
+from src.decoder import EventDecoder
 from src.holes import Position
 from src.kafka_producer import topic_names
 from tests.resume_fixtures import aggregate, bar, depth, expanded, now_ms, trade

@@ -20,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from src import endpoints
 from src.catalogue import REASONS
+from src.decoder import EventDecoder
 from src.endpoints import Endpoints, View
-from src.events import Decoded, EventDecoder, Topics
+from src.events import Decoded, Topics
 from src.telemetry import COUNTERS, GAUGES, Telemetry
 
 if TYPE_CHECKING:

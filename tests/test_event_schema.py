@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from tests.frames import LATER_SHAPES, RECEIVED_MS, SHAPES, Shape
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs/schemas/events.schema.json").read_text())

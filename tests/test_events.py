@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.events import MAX_AHEAD_MS, Decoded, EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import MAX_AHEAD_MS, Decoded, Topics
 from tests.frames import (
     LATER_SHAPES,
     RECEIVED_MS,

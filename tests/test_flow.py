@@ -8,7 +8,8 @@ from bisect import bisect_left
 import pytest
 
 from src import flow
-from src.events import Event, EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Event, Topics
 from src.flow import BOUNDS_MS, Flow
 from src.telemetry import Telemetry
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from tests.frames import RECEIVED_MS, RECORDINGS, SHAPES, assert_decoded, assert_enriched, expected_events
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from config.streams import KLINE_INTERVALS
-from src.events import EventDecoder, Topics
+from src.decoder import EventDecoder
+from src.events import Topics
 from src.holes import Gap
 from src.refetch import refetchable
 from src.rest_events import (

@@ -531,7 +531,7 @@ sys.exit(serve())
 @pytest.mark.parametrize(
     ("module", "place"),
     [
-        ("events", "EventDecoder.decode"),
+        ("decoder", "EventDecoder.decode"),
         ("kafka_producer", "KafkaSink.send"),
         ("kafka_producer", "KafkaSink._create_missing_topics"),
         ("delivery", "Delivery._settled"),
