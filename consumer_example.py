@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError
 
-from config.settings import SettingsError, load_settings
+from config.faults import SettingsError
+from config.settings import load_settings
 from src import book_topic
 from src.book_screen import BookScreen
 from src.book_topic import NoDepthTopic
@@ -26,7 +27,7 @@ from src.kafka_causes import NotConnectedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
 
 _CLOSE_MS = 1_000
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.001, 365 * DAY_SECONDS

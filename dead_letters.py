@@ -29,7 +29,8 @@ with warnings.catch_warnings():
     from src.kafka_causes import NotConnectedError, causes_named
     from src.kafka_producer import open_producer
 
-from config.settings import SettingsError, load_settings
+from config.faults import SettingsError
+from config.settings import load_settings
 from config.shards import spool_folders
 from src.commands import DAY_SECONDS, one_line, refuse, seconds
 from src.events import Event, Route
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
     from kafka import KafkaProducer
 
-    from config.settings import KafkaConfig, Settings, SpoolConfig
+    from config.kafka import KafkaConfig
+    from config.settings import Settings, SpoolConfig
     from src.outbox import Note
 
 TABLE, TOPIC = "table", "topic"

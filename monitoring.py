@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.live import Live
 
-from config.settings import SettingsError, load_settings
+from config.faults import SettingsError
+from config.settings import load_settings
 from src.commands import forget_stdout, refuse, seconds
 from src.completeness_report import CompletenessReport
 from src.completeness_verdict import as_json, drawn, verdict

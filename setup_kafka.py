@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from config.settings import SettingsError, load_settings
+from config.faults import SettingsError
+from config.settings import load_settings
 from src.commands import DAY_SECONDS, one_line, refuse, seconds
 from src.kafka_causes import NotConnectedError, causes_named
 from src.topics import (
@@ -33,7 +34,7 @@ from src.topics import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
 
 _QUIET_SECONDS = 2.0
 _SHORTEST_WAIT_SECONDS = 1.0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaProducer
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from sandbox.brokers import EmbeddedBroker
 from src import topics
 from src.checkpoints import VERSION

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
 
 
 class TlsUnusable(Exception):  # noqa: N818 - named after the fact

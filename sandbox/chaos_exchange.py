@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from sandbox.brokers import BROKERS, EmbeddedBroker
 from sandbox.chaos import Chaos, ChaosError, Service
 from sandbox.chaos_faults import FAULTS, STREAM_TYPES, WRONG_BY, over

@@ -20,18 +20,23 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3.0.12, imported on 3.11
     from kafka.admin import KafkaAdminClient
     from kafka.errors import KafkaError
 
-from config.settings import BinanceConfig, KafkaConfig, SettingsError, load_settings
+from config.faults import SettingsError
+from config.settings import load_settings
 from sandbox.brokers import BrokerError, EmbeddedBroker, free_port
 from sandbox.near import ask
 from src import topics
 from src.commands import one_line
+
+if TYPE_CHECKING:
+    from config.binance import BinanceConfig
+    from config.kafka import KafkaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "demo"

@@ -17,7 +17,7 @@ from src.order_book import SNAPSHOT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
     from src.consumer_reader import Ending
 
 _FIRST_STEP, _LONGEST_STEP = 20_000, 500_000

@@ -27,7 +27,7 @@ from src.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
     from src.delivery import Delivery
     from src.kafka_producer import KafkaSink
     from src.lost import Lost

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from config.settings import SettingsError
+    from config.faults import SettingsError
 
 DAY_SECONDS = 86_400.0
 

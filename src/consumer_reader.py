@@ -19,7 +19,7 @@ from src.kafka_causes import causes_named
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
     from src.consumer_events import Event
 
 _POLL_MS = 200

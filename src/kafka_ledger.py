@@ -15,7 +15,7 @@ from src.kafka_producer import opened
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
 
 _POLL_MS = 500
 _ANSWER_SECONDS = 30.0

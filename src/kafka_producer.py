@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from kafka import KafkaProducer
 
-    from config.settings import DeliveryConfig, KafkaConfig
+    from config.kafka import KafkaConfig
+    from config.settings import DeliveryConfig
     from src.deadline import Deadline
     from src.kafka_fates import Appender, Fate, Settle
     from src.spool import DeadLetter

@@ -15,7 +15,7 @@ from src.kafka_producer import opened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
 
 _OPTIONS: dict[str, Any] = {
     "group_id": None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from config.settings import BinanceConfig
+    from config.binance import BinanceConfig
     from src.telemetry import Telemetry
 
 FILE = "listing.json"

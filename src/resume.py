@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from kafka.structs import TopicPartition
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
     from src.checkpoints import Standing
     from src.delivery import Delivery
     from src.events import Event, Topics

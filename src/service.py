@@ -14,14 +14,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from config import shards
-from config.settings import (
-    RELOADED,
-    Settings,
-    SettingsError,
-    changed_variables,
-    load_settings,
-    unknown_variables,
-)
+from config.faults import SettingsError
+from config.settings import RELOADED, Settings, changed_variables, load_settings, unknown_variables
 from src import signals
 from src.backfill import Backfill
 from src.binance_client import GaveUp
@@ -60,7 +54,7 @@ _LOOK_SECONDS = 0.02
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from config.settings import BinanceConfig
+    from config.binance import BinanceConfig
     from src.worker import Worker
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kafka.admin import KafkaAdminClient
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
 
 _DAY_MS = 86_400_000
 _RETENTION = "retention.ms"

@@ -13,7 +13,8 @@ import uuid
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from config.kafka import KafkaConfig
+from config.settings import DeliveryConfig, SpoolConfig
 from src.checkpoints import CheckpointWriter, every_stream
 from src.coverage import Coverage, Place, sent_at
 from src.deadline import Deadline

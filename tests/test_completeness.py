@@ -17,7 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from monitoring import main
 from sandbox.brokers import free_port
 from src.completeness_report import CompletenessReport

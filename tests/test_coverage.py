@@ -8,7 +8,7 @@ import random  # noqa: TC003 - hypothesis asks for it by its annotation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from src.coverage import Coverage, Place, event_type, place, sent_at
 from src.decoder import EventDecoder
 from src.holes import Position

@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
-from config.settings import KafkaConfig, SpoolConfig
+from config.kafka import KafkaConfig
+from config.settings import SpoolConfig
 from dead_letters import _packed, _unpacked, main
 from sandbox.brokers import free_port
 from src.completeness_report import CompletenessReport

@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from config.kafka import KafkaConfig
+from config.settings import DeliveryConfig, SpoolConfig
 from src import spool_file
 from src.deadline import Deadline
 from src.delivery import Delivery

@@ -110,7 +110,7 @@ def test_settings_for_another_kafka_do_not_matter_and_the_symbols_of_the_setting
 CREATE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from sandbox.demo import DemoError, _create_topics
 try:
     _create_topics(KafkaConfig(bootstrap_servers=("127.0.0.1:9",)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from src import kafka_aside
 from tests.broker_fixtures import Topics, create_topics, fresh_topics, read_all
 from tests.test_kafka_producer import NOW, Feed, Rig, wait_until

@@ -13,7 +13,7 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RequestTimedOutError
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from sandbox.brokers import EmbeddedBroker
 from src import kafka_batches
 from src.events import Event, Route

@@ -28,7 +28,8 @@ from kafka.errors import (
 from kafka.partitioner.default import murmur2
 from structlog.testing import capture_logs
 
-from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from config.kafka import KafkaConfig
+from config.settings import DeliveryConfig, SpoolConfig
 from src import kafka_producer
 from src.deadline import Deadline
 from src.delivery import Delivery
@@ -706,7 +707,7 @@ logging.disable(logging.CRITICAL)
 import kafka.producer.kafka
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from src.kafka_producer import open_producer, opened
 
 config = KafkaConfig(bootstrap_servers=(sys.argv[1],))
@@ -839,7 +840,8 @@ def test_partitions_that_are_added_under_way_are_used(topics: Topics, make_rig: 
 _PROGRAM = """
 import atexit, os, pathlib, signal, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
-from config.settings import DeliveryConfig, KafkaConfig, SpoolConfig
+from config.kafka import KafkaConfig
+from config.settings import DeliveryConfig, SpoolConfig
 from src.deadline import Deadline
 from src.delivery import Delivery
 from src.events import Event, Route

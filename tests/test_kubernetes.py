@@ -18,14 +18,8 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from config.settings import (
-    BinanceConfig,
-    MonitoringConfig,
-    ServiceConfig,
-    SpoolConfig,
-    known_variables,
-    load_settings,
-)
+from config.binance import BinanceConfig
+from config.settings import MonitoringConfig, ServiceConfig, SpoolConfig, known_variables, load_settings
 from sandbox.image.reference import built_kustomization, service_monitor_schema
 from src.endpoints import View, _routes
 

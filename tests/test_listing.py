@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from config.settings import BinanceConfig
+from config.binance import BinanceConfig
 from src import listing
 from src.binance_rest import BinanceRest
 from src.listing import FILE, Listing

@@ -15,7 +15,7 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from structlog.testing import capture_logs
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from src import outbox
 from src.deadline import Deadline
 from src.outbox import FILE, MOST_IN_MEMORY, Note, NoteFile, Outbox
@@ -36,7 +36,8 @@ TOPIC = "gaps"
 CHILD = """
 import sys, threading, time
 from pathlib import Path
-from config.settings import DeliveryConfig, KafkaConfig
+from config.kafka import KafkaConfig
+from config.settings import DeliveryConfig
 from src.kafka_producer import KafkaSink
 from src.outbox import Note, Outbox
 from src.telemetry import Telemetry

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from config.settings import KafkaConfig
+    from config.kafka import KafkaConfig
     from sandbox.brokers import Broker
     from src.checkpoints import Checkpoint
     from src.events import Event

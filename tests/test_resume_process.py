@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from sandbox.completeness import Lines
 from tests.broker_fixtures import fresh_topics, read_all
 from tests.resume_fixtures import Run, Truth, expanded

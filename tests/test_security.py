@@ -25,7 +25,8 @@ from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, ScramMechanism, UserScramCredentialUpsertion
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from config.settings import SettingsError, load_settings
+from config.faults import SettingsError
+from config.settings import load_settings
 from sandbox.brokers import Kafka3, Kafka4, Listener
 from src.kafka_causes import causes_named
 from tests.broker_fixtures import Topics, fresh_topics, read_all
@@ -107,7 +108,7 @@ LIST = ("list", "--place=topic")
 WHY_NOT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from src.kafka_causes import NotConnectedError, causes_named
 from src.kafka_producer import open_producer
 try:

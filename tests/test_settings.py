@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from config.settings import SECTIONS, Settings, SettingsError, known_variables, load_settings, unknown_variables
+from config.faults import SettingsError
+from config.settings import SECTIONS, Settings, known_variables, load_settings, unknown_variables
 
 EXAMPLE = Path(__file__).resolve().parents[1] / ".env.example"
 DEFAULTS: dict[str, object] = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
-from config.settings import KafkaConfig
+from config.kafka import KafkaConfig
 from sandbox.brokers import free_port
 from setup_kafka import main
 from src.topics import Topic, TopicError, create_topics, differences, fix, missing_topics, wanted_topics

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.settings import Settings, SettingsError, ShardConfig, SpoolConfig, load_settings
+from config.faults import SettingsError
+from config.settings import Settings, ShardConfig, SpoolConfig, load_settings
 from config.shards import most_shards, shard_of, share, spool_folder, spool_folders
 from src.events import Event, Route
 from src.other_shards import take_over
