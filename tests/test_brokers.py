@@ -237,3 +237,8 @@ def test_a_missing_program_is_named_with_the_fix(
         (tmp_path / "programs" / program).unlink()
         with pytest.raises(BrokerError, match=f"`{program}` is not on the PATH.*apt-get install {package}"):
             maven.fetched("kafka4", build)
+
+
+def test_a_free_port_is_given_to_nobody_else() -> None:
+    ports = [free_port() for _ in range(500)]
+    assert len(set(ports)) == len(ports)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import socket
 import struct
+import time
+from collections import deque
 
 _HOST = "127.0.0.1"
 _TIMEOUT_SECONDS = 2.0
@@ -14,14 +18,24 @@ _PORTS = range(20_000, 32_000)
 _METADATA_V4_NO_TOPICS = struct.pack(">hhih", 3, 4, 1, -1) + struct.pack(">iB", 0, 0)
 
 
+_CLAIMED_SECONDS = 60.0
+"""By then whoever asked for a port listens on it."""
+_claims: deque[tuple[float, int]] = deque()
+"""Until when a port is claimed, and the descriptor that claims it."""
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on now and that no outgoing connection will take."""
+    """Return a port of 127.0.0.1 that nothing listens on now and that no outgoing connection will take.
+
+    Nobody else is given it within the next minute, in no process of this machine.
+    """
+    while _claims and _claims[0][0] < time.monotonic():
+        os.close(_claims.popleft()[1])
     for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind((_HOST, port))
-            except OSError:
-                continue
+        with contextlib.suppress(OSError), socket.socket() as probe, socket.socket(socket.AF_UNIX) as claim:
+            claim.bind(f"\0free-port-{port}")  # Linux' abstract names end with their descriptor
+            probe.bind((_HOST, port))
+            _claims.append((time.monotonic() + _CLAIMED_SECONDS, claim.detach()))
             return port
     raise OSError("no free port on 127.0.0.1")
 
