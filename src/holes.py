@@ -8,10 +8,11 @@ behind the end of the first (Binance web-socket-streams.md; for trades observed,
 from __future__ import annotations
 
 from bisect import bisect, insort
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from src.events import Event
 
@@ -100,9 +101,10 @@ def include(intervals: list[Interval], new: Interval, *, may_grow: bool = True) 
     intervals[begin:end] = [(first, last)]
 
 
-def holds(intervals: Iterable[Interval], event: Event) -> bool:
-    """Whether one of the intervals has all ids of an event."""
-    return any(first <= event.first_id and event.last_id <= last for first, last in intervals)
+def holds(intervals: Sequence[Interval], event: Event) -> bool:
+    """Whether one of these sorted intervals, which do not touch, has all ids of an event."""
+    at = bisect(intervals, (event.first_id, inf)) - 1
+    return at >= 0 and event.last_id <= intervals[at][1]
 
 
 class Hole:
