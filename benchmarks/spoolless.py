@@ -82,9 +82,8 @@ class Straight:
             self._settled_up_to = up_to
         return self._settled_up_to
 
-    @property
-    def close_seconds(self) -> float:
-        """What `close` may need of the shutdown's time."""
+    def close_seconds(self, deadline: Deadline) -> float:  # noqa: ARG002 - as the one with a spool
+        """Return what is kept for `close` of the shutdown's time."""
         return self._sink.FORCE_SECONDS
 
     def finish(self, deadline: Deadline) -> None:

@@ -83,6 +83,14 @@ class BinanceConfig(Section):
         return url
 
     @property
+    def fallback_url(self) -> str | None:
+        """Where to go when a server has no combined endpoint: the base itself; None for the live exchange's hosts.
+
+        They have one, so that an answer to the contrary is a passing failure.
+        """
+        return None if urlsplit(self.ws_base_url).hostname in _LIVE_HOSTS else self.ws_base_url
+
+    @property
     def half_live(self) -> bool:
         """Whether only one of the two addresses is the live exchange's: REST would then tell of another market."""
         hosts = (urlsplit(url).hostname for url in (self.ws_base_url, self.rest_base_url))

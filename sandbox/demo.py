@@ -215,6 +215,8 @@ def _watch(parts: list[Part], seconds: float | None, ready_url: str) -> None:
 
 def _end(service: Part, view: Part | None, exchange: str | None, log: Path) -> int:
     exit_code = service.stop()
+    if exit_code == -signal.SIGTERM:  # before it had begun: nothing was read
+        exit_code = 0
     if view is not None:
         time.sleep(1.0)  # it reads what came last
         view.stop()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from config.streams import stream_symbol
 from src.events import NO_ID
-from src.holes import Gap, holds, include, without
+from src.holes import Gap, include, joined, without
 from src.lanes import Lane, PlacedHole, SnapshotPlace
 from src.lost import Lost
 from src.sequences import BAR, DEPTH, SNAPSHOT_PATIENCE, Stream, Verdict, missing_since
@@ -112,6 +112,8 @@ class Continuity:
         self._doubted: set[Stream] = set()
         """Streams with events that are repeats or a new numbering."""
         self._renew_at = 0.0
+        self._late_ids: dict[Stream, list[Interval]] = {}
+        """What came in the chunk at hand after it had been given up."""
         self._unread: set[str] = set()
         """Streams that were read and are not any more."""
         self._held = 0
@@ -151,6 +153,8 @@ class Continuity:
                     self._judge(event, source, out)
             if self._compared is not None:
                 self._compare(events, source)
+            if self._late_ids:
+                self._tell_late()
             return self._pass_on(out)
 
     # Whoever fills
@@ -433,7 +437,7 @@ class Continuity:
 
     def _passed_by(self, stream: Stream, event: Event, source: int, out: list[Event]) -> None:
         """Take an event whose id has passed: a repeat, given up before, of a new numbering, or of another time."""
-        if event.final and holds(stream.given_up, event):
+        if stream.gave_up(event):
             self._came_after_all(stream, event, out)
             return
         apart = stream.hours_apart(event) if stream.was_never_there(event) else 0
@@ -446,13 +450,21 @@ class Continuity:
 
     def _came_after_all(self, stream: Stream, event: Event, out: list[Event]) -> None:
         """Let an event pass that was given up before, out of order, and take it off what is missing."""
-        stream.given_up = without(stream.given_up, event.first_id, event.last_id)
         ids = event.first_id, event.last_id
-        gap = Gap(stream.name, stream.event_type, stream.symbol, *ids, "late", _now_ms())
-        self._ledger.gap_opened(gap)
-        self._ledger.order_given_up(gap, "late")
-        self._ledger.gap_filled(gap, 1)
+        stream.given_up = without(stream.given_up, *ids)
+        late = self._late_ids.setdefault(stream, [])
+        late.append(ids)
         out.append(event)
+
+    def _tell_late(self) -> None:
+        """Write down what came in this chunk after it had been given up, consecutive ids as one gap."""
+        for stream, ids in self._late_ids.items():
+            for first, last in joined(ids):
+                gap = Gap(stream.name, stream.event_type, stream.symbol, first, last, "late", _now_ms())
+                self._ledger.gap_opened(gap)
+                self._ledger.order_given_up(gap, "late")
+                self._ledger.gap_filled(gap, sum(first <= each <= last for each, _ in ids))
+        self._late_ids.clear()
 
     def _misnumbered(self, stream: Stream, hole: PlacedHole, event: Event) -> None:
         """Go on from an event inside a gap that is newer than the one which opened it: that one's id was wrong.

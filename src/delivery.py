@@ -288,6 +288,7 @@ class Delivery:
         self._files_damaged += 1
         self._on_disk.gone(self._on_their_way())
         self._note_acknowledged()  # what was being told of meanwhile too
+        self._to_remove.clear()
         named = self._spool.damaged
         try:
             self._spool.replace()
@@ -349,7 +350,15 @@ class Delivery:
                 self._begin_anew()
         except SpoolFailed as error:
             self._telemetry.spool_failing(str(error))
+            self._go_on_without_a_disk()
             self._closing.wait(_TICK_SECONDS)
+
+    def _go_on_without_a_disk(self) -> None:
+        """Hand over directly what Kafka takes: nothing that it could overtake is on disk, or gets there."""
+        with self._lock:
+            if self._sink.ready and not (self._direct or self._held or self._returned):
+                self._direct = True
+                self._telemetry.spooling_ended()
 
     def _step(self, *, final: bool = False) -> None:
         ready = self._sink.ready and not final  # asked first: what an ended producer returned is there by then

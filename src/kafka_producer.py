@@ -357,7 +357,7 @@ class KafkaSink:
             self._take_note(events, error, fate)
         except BaseException as failure:  # noqa: BLE001 - kept for the connector
             self._failure = self._failure or failure
-            self._broken.set()
+            self.break_off(failure)
 
     def _take_note(self, events: list[Event], error: BaseException | None, fate: Fate) -> None:
         if self._mirror is not None:

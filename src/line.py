@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     """What all lines share."""
 
     url: str
-    base_url: str
+    base_url: str | None
     """Where to go when there is nothing under `url`."""
     settings: ConnectionConfig
     decoder: EventDecoder

@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from src.events import NO_ID
-from src.holes import Position
+from src.holes import Position, holds
 
 if TYPE_CHECKING:
     from src.events import Event
@@ -164,6 +164,17 @@ class Stream:
         if self.latest is not None and not self.latest.final:
             after = self.latest.first_id
         return after, event.first_id - 1
+
+    def gave_up(self, event: Event) -> bool:
+        """Whether its ids were given up before, so that it is neither a repeat nor of a new numbering.
+
+        One that is newer than the latest may be of a new numbering all the same, unless it begins what was given
+        up: had the id that opened that gap been wrong, it would have been this one.
+        """
+        if not event.final or not holds(self.given_up, event):
+            return False
+        newer = self.latest is not None and event.timestamp_ms > self.latest.timestamp_ms
+        return not newer or any(first == event.first_id for first, _ in self.given_up)
 
     def was_never_there(self, event: Event) -> bool:
         """Whether its id is below all that this run has brought."""

@@ -225,7 +225,7 @@ class Service:
         settings = self._settings
         return Parts(
             settings.binance.combined_url(),
-            settings.binance.ws_base_url,
+            settings.binance.fallback_url,
             settings.connection,
             EventDecoder(topic_names(settings.kafka)),
             self._telemetry,

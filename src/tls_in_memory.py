@@ -57,12 +57,12 @@ class Tls:
         if not count and not self._ended:
             taken = self._take(block)
             count = self._decrypt(block)
+            if self._leaving.pending:  # an answer to a change of keys
+                with contextlib.suppress(OSError):  # the next one that sends or reads will know
+                    self.flush()
             if not count and not self._ended:
                 raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "a part of a record")
             self.drained = count < len(block) and taken < len(block) and not (self._ended or self._failure)
-        if self._leaving.pending:  # an answer to a change of keys
-            with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
-                self.flush()
         return count
 
     def encrypt(self, data: bytes) -> None:

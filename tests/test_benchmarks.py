@@ -65,8 +65,14 @@ HEADER = 126
 
 
 def test_the_stage_without_a_spool_stands_in_for_the_one_with_it() -> None:
-    verbs = [{name for name in vars(stage) if name[0] != "_"} for stage in (Delivery, Straight)]
-    assert verbs[0] == verbs[1]
+    both = (Delivery, Straight)
+    stages = [{name: each for name, each in vars(stage).items() if name[0] != "_"} for stage in both]
+    assert stages[0].keys() == stages[1].keys()
+    for name, verb in stages[0].items():
+        other = stages[1][name]
+        assert type(verb) is type(other), name
+        if callable(verb):
+            assert inspect.signature(verb).parameters.keys() == inspect.signature(other).parameters.keys(), name
     assert inspect.signature(Delivery).parameters.keys() == inspect.signature(Straight).parameters.keys()
 
 

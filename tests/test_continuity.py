@@ -258,21 +258,40 @@ def test_what_was_overtaken_is_put_in_order_though_it_says_it_is_newer(stage: St
 @pytest.mark.parametrize("enabled", [True, False])
 def test_what_comes_after_it_was_given_up_is_no_repeat(enabled: bool) -> None:  # noqa: FBT001
     stage = Stage(enabled=enabled)
-    stage.came(trade(1), trade(4))
+    stage.came(trade(1), trade(6))
     for gap in stage.requests:
         stage.continuity.abandon(gap, "skipped_by_exchange")
-    stage.came(trade(3), trade(3), trade(2), trade(5), on=1)
-    assert stage.ids() == [1, 4, 3, 2, 5]
+    stage.came(trade(3), trade(4), trade(3), trade(7), on=1)
+    stage.came(trade(2), trade(5), trade(8), on=1)
+    assert stage.ids() == [1, 6, 3, 4, 7, 2, 5, 8]
     late = [each for each in stage.ledger if each[0] in {"opened", "filled"}][1:]
     assert late == [
-        ("opened", "btcusdt@trade", 3, 3, "late"),
-        ("filled", "btcusdt@trade", 3, 3, 1),
+        ("opened", "btcusdt@trade", 3, 4, "late"),
+        ("filled", "btcusdt@trade", 3, 4, 2),
         ("opened", "btcusdt@trade", 2, 2, "late"),
         ("filled", "btcusdt@trade", 2, 2, 1),
+        ("opened", "btcusdt@trade", 5, 5, "late"),
+        ("filled", "btcusdt@trade", 5, 5, 1),
     ]
     counts = stage.counts()
     assert counts["messages_duplicate"] == 1
     assert equation_holds(counts)
+
+
+def test_a_wrong_id_whose_gap_was_given_up_at_once_hides_neither_what_follows_nor_what_is_missing_of_it() -> None:
+    stage = Stage(enabled=False)
+    stage.came(trade(5, at=0), trade(1006, at=1), *(trade(number, at=number) for number in range(7, 17)))
+    stage.came(*(trade(number, at=number) for number in range(20, 23)))
+    assert stage.ids() == [5, 1006, *range(7, 17), *range(20, 23)]
+    assert ("renumbered", "btcusdt@trade", "BTCUSDT", 1007, 7) in stage.ledger
+    assert ("unfillable", "btcusdt@trade", [(17, 19)], "backfill_disabled") in stage.ledger
+    assert not [each for each in stage.ledger if each[-1] == "late"]
+
+
+def test_what_was_overtaken_and_given_up_at_once_passes_though_it_says_it_is_newer() -> None:
+    stage = Stage(enabled=False)
+    stage.came(trade(5, at=0), trade(7, at=1), trade(6, at=2), trade(8, at=3))
+    assert stage.ids() == [5, 7, 6, 8]
 
 
 def test_a_gap_that_was_given_up_behind_another_one_says_nothing_about_where_its_stream_stands(

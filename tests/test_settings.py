@@ -336,6 +336,22 @@ def test_a_host_is_never_taken_for_the_ending_of_the_base_url(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
+    ("url", "fallback"),
+    [
+        ("wss://stream.binance.com:9443/ws", None),
+        ("wss://data-stream.binance.vision", None),
+        ("ws://127.0.0.1:9443/ws", "ws://127.0.0.1:9443/ws"),
+        ("wss://proxy.example/binance/ws", "wss://proxy.example/binance/ws"),
+    ],
+)
+def test_only_a_host_that_is_not_the_live_exchanges_may_lack_the_combined_endpoint(
+    url: str, fallback: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BINANCE_WS_BASE_URL", url)
+    assert load_settings().binance.fallback_url == fallback
+
+
+@pytest.mark.parametrize(
     ("ws_base_url", "rest_base_url", "half_live"),
     [
         ("wss://stream.binance.com:9443/ws", "https://api.binance.com", False),
