@@ -70,7 +70,7 @@ def test_the_stage_without_a_spool_stands_in_for_the_one_with_it() -> None:
     assert stages[0].keys() == stages[1].keys()
     for name, verb in stages[0].items():
         other = stages[1][name]
-        assert type(verb) is type(other), name
+        assert callable(verb) is callable(other), name
         if callable(verb):
             assert inspect.signature(verb).parameters.keys() == inspect.signature(other).parameters.keys(), name
     assert inspect.signature(Delivery).parameters.keys() == inspect.signature(Straight).parameters.keys()
