@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
 from config.faults import without_secrets
-from config.section import Names, Section, listed
+from config.section import Names, Section, listed, lowered, uppered
 from config.tls import tls_context
 
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -106,20 +106,14 @@ class KafkaConfig(Section):
                 raise PydanticCustomError("shared", words, {"other": f"KAFKA_{field}".upper()})
         return topic
 
-    @field_validator("compression", mode="before")
-    @classmethod
-    def _lower(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
+    _lower = field_validator("compression", mode="before")(lowered)
 
     @field_validator("acks", mode="before")
     @classmethod
     def _acks(cls, value: object) -> object:
         return "all" if str(value) == "-1" else str(value).lower()
 
-    @field_validator("security_protocol", "sasl_mechanism", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
+    _upper = field_validator("security_protocol", "sasl_mechanism", mode="before")(uppered)
 
     @field_validator("sasl_plain_password", "ssl_password", mode="before")
     @classmethod

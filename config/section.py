@@ -45,3 +45,13 @@ def listed(value: object) -> object:
     if not all(isinstance(part, str) for part in parts):
         raise ValueError('must be names separated by commas, or a JSON list of them such as ["A","B"]')
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def lowered(value: object) -> object:
+    """Write text in lower case; for a validator before others."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def uppered(value: object) -> object:
+    """Write text in upper case; for a validator before others."""
+    return value.upper() if isinstance(value, str) else value

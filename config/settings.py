@@ -19,7 +19,7 @@ from config.binance import BinanceConfig
 from config.environment import check_env_file, given_variables
 from config.faults import SettingsError, section_faults, shown
 from config.kafka import KafkaConfig
-from config.section import Positive, Seconds, Section
+from config.section import Positive, Seconds, Section, lowered, uppered
 from config.tls import TlsUnusable, tls_context
 
 _WINDOW = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
@@ -105,10 +105,7 @@ class SpoolConfig(Section):
     min_free_bytes: Annotated[int, Field(ge=0)] = 1024**3
     fsync: Literal["normal", "full"] = "normal"
 
-    @field_validator("fsync", mode="before")
-    @classmethod
-    def _lower(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
+    _lower = field_validator("fsync", mode="before")(lowered)
 
 
 class ResumeConfig(Section):
@@ -145,15 +142,9 @@ class LoggingConfig(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["json", "text"] = "json"
 
-    @field_validator("level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
+    _upper = field_validator("level", mode="before")(uppered)
 
-    @field_validator("format", mode="before")
-    @classmethod
-    def _lower(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
+    _lower = field_validator("format", mode="before")(lowered)
 
 
 class MonitoringConfig(Section):

@@ -450,10 +450,8 @@ class Continuity:
 
     def _came_after_all(self, stream: Stream, event: Event, out: list[Event]) -> None:
         """Let an event pass that was given up before, out of order, and take it off what is missing."""
-        ids = event.first_id, event.last_id
-        stream.given_up = without(stream.given_up, *ids)
-        late = self._late_ids.setdefault(stream, [])
-        late.append(ids)
+        stream.given_up = without(stream.given_up, event.first_id, event.last_id)
+        self._late_ids.setdefault(stream, []).append((event.first_id, event.last_id))
         out.append(event)
 
     def _tell_late(self) -> None:

@@ -36,7 +36,6 @@ class Tls:
         """Shake hands, certificate and host name included; SSLError when they do not."""
         block = memoryview(bytearray(1 << 16))
         while True:
-            self.flush()
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:

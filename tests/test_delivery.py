@@ -838,6 +838,23 @@ def test_while_no_new_file_can_be_begun_what_kafka_does_not_take_is_lost_once_an
     assert_complete_and_in_order(lines_of(rig.sink.written), rig.feed.made[620:], 0)
 
 
+def test_while_no_new_file_can_be_begun_what_was_to_be_removed_from_the_damaged_one_holds_nothing_up(
+    by_hand: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = by_hand(ScriptedKafka(is_open=False))
+    disk = unwilling(rig)
+    rig.accept(100)
+    rig.sink.reopen()
+    rig.step()
+    answer_all(rig)
+    take_no_new_file(monkeypatch)
+    disk.damage("remove")
+    step_and_mend(rig)
+    assert not rig.delivery.spooling
+    step_and_mend(rig)  # with the last look at the disk
+    rig.step()
+
+
 def test_what_kafka_refuses_while_no_new_file_can_be_begun_does_not_hold_up_the_rest(
     by_hand: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

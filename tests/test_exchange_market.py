@@ -42,8 +42,9 @@ def test_the_same_seed_and_ticks_give_the_same_market() -> None:
     assert run(300, seed=8)[1] != run(300)[1]
 
 
-def test_times_are_data_and_do_not_change_what_trades() -> None:
+def test_times_are_data_and_do_not_change_what_trades(monkeypatch: pytest.MonkeyPatch) -> None:
     """For more than a minute, so that block trades come between and books grow too deep."""
+    monkeypatch.setattr("sandbox.exchange.listing._MOST_LEVELS", 60)
     settings = Settings(rate=1_000, symbols=SYMBOLS)
     told: list[list[Any]] = []
     for start in (START_MS, START_MS + 86_400_123):

@@ -140,6 +140,34 @@ def test_a_refusal_of_another_kind_is_a_failed_attempt_and_no_other_address_is_a
     assert f"answered {status} " in service.logged("gave_up")["error"]
 
 
+AS_IF_LIVE = """
+import sys
+from src import signals
+signals.block()
+import config.binance
+config.binance._LIVE_HOSTS = frozenset({"127.0.0.1"})
+from src.service import serve
+sys.exit(serve())
+"""
+
+
+def test_the_live_exchange_is_not_asked_under_another_address(
+    plain_exchange: StartExchange, topics: Topics, start_service: StartService
+) -> None:
+    """It has the combined endpoint, whatever an edge of it may answer for a moment."""
+    exchange = plain_exchange("/ws", elsewhere=404)
+    service = start_service(
+        f"ws://127.0.0.1:{exchange.port}/ws",
+        topics,
+        command=("-c", AS_IF_LIVE),
+        BINANCE_STREAMS="btcusdt@trade",
+        CONNECTION_RECONNECT_INTERVAL=0.01,
+        CONNECTION_MAX_RETRIES=2,
+    )
+    assert service.wait() == 1
+    assert exchange.asked == ["/stream", "/stream"]
+
+
 def test_where_nothing_is_there_every_attempt_fails(
     plain_exchange: StartExchange, topics: Topics, start_service: StartService
 ) -> None:

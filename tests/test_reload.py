@@ -72,6 +72,28 @@ def test_sighup_adds_and_removes_streams_by_the_difference(
     ] - service.final.get("messages_duplicate", 0)
 
 
+def test_of_a_book_that_is_not_read_any_more_no_snapshot_is_asked_for(
+    market: Exchange, topics: Topics, start_service: StartService, tmp_path: Path
+) -> None:
+    depth = "BINANCE_STREAM_TYPES=depth@100ms\n"
+    write(tmp_path, depth + "BINANCE_SYMBOLS=BTCUSDT,ETHUSDT\n")
+    service = start_service(
+        market.ws_url, topics, cwd=tmp_path, BACKFILL_ENABLED="true", BACKFILL_SNAPSHOT_INTERVAL_SECONDS=0.3
+    )
+
+    def taken(symbol: str) -> int:
+        return sum(line["stream"].startswith(symbol) for line in service.events("snapshot_taken"))
+
+    service.wait_for(lambda: taken("btcusdt") > 1 and taken("ethusdt") > 1, "snapshots")
+    write(tmp_path, depth + "BINANCE_SYMBOLS=ETHUSDT\n")
+    service.send(signal.SIGHUP)
+    service.logged("streams_changed")
+    before, others = taken("btcusdt"), taken("ethusdt")
+    service.wait_for(lambda: taken("ethusdt") > others + 4, "more snapshots of the other book")
+    assert taken("btcusdt") <= before + 1, "one was under way"
+    assert service.stop() == 0
+
+
 def test_what_only_a_restart_takes_over_is_named(service: ServiceProcess, tmp_path: Path) -> None:
     text = (
         TYPES + "BINANCE_SYMBOLS=BTCUSDT,ETHUSDT\nKAFKA_LINGER_MS=20\nCONNECTION_STANDBY=true\nKAFKA_LINGERS=1\n"

@@ -549,6 +549,15 @@ def test_a_stage_that_raises_ends_the_process_with_1_and_the_cause_in_the_log(
     assert service.lines[-1]["exit_code"] == 1
 
 
+def test_a_producer_whose_fates_cannot_be_told_is_broken_off_at_once(
+    market: Exchange, topics: Topics, start_service: StartService
+) -> None:
+    script = BROKEN_STAGE.format(module="delivery", place="Delivery._settled")
+    service = start_service(market.ws_url, topics, command=("-c", script), SHUTDOWN_TIMEOUT_SECONDS=3)
+    assert service.wait() == 1
+    assert "broken on purpose" in service.logged("producer_broken_off")["error"]
+
+
 FULL_BUFFER = """
 import sys, threading
 from src import signals
