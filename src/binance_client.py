@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import quote
 
+import msgspec
 from websocket import WebSocketException
 
 from src.backoff import Backoff
@@ -34,7 +35,7 @@ _LOOK_SECONDS = 0.5  # how soon a change of the streams is noticed while nothing
 _Lost = (ConnectionLost, WebSocketException, OSError)  # TimeoutError is an OSError
 
 
-class Chunk(NamedTuple):
+class Chunk(msgspec.Struct, gc=False):
     """What one read from the socket brought."""
 
     frames: list[bytes]

@@ -99,7 +99,7 @@ class EventDecoder:
         Never raises for what a frame contains: what is no event is reported, what cannot be enriched
         becomes an event for the raw topic as it came.
         """
-        decoded = Decoded([], [], [], [], [])
+        decoded = Decoded()
         append = decoded.events.append
         routes = self._routes
         added = b',"ingestion_timestamp":%d' % received_ms

@@ -108,13 +108,13 @@ class Skipped(NamedTuple):
     sample: bytes
 
 
-class Decoded(NamedTuple):
+class Decoded(msgspec.Struct, gc=False):
     """What a chunk of frames held: each event counts once after array splitting, so does each skipped part."""
 
-    events: list[Event]
-    skipped: list[Skipped]
-    replies: list[Reply]
-    unenriched: list[str]
+    events: list[Event] = []
+    skipped: list[Skipped] = []
+    replies: list[Reply] = []
+    unenriched: list[str] = []
     """One error message for each event that is among `events` just as the exchange sent it."""
-    shutdowns: list[str]
+    shutdowns: list[str] = []
     """One for each announcement of the exchange that it will end the connection; it is among `events` too."""

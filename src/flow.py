@@ -27,7 +27,6 @@ LEGS = {
 BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 300_000, 3_600_000)
 """Upper bounds of the histograms' buckets; one more bucket takes what is longer."""
 _GOLDEN = 0.618034  # its multiples spread evenly between 0 and 1
-_FEW = 4
 _FLUSHES_KEPT = 20_000
 _ROUTES_KEPT = 20_000
 _SYMBOLS_KEPT = 10_000
@@ -136,21 +135,16 @@ class Flow:
         self._known_from = 0
         self._phase = 0.0
 
-    def received(self, events: list[Event], at_ms: int) -> None:
-        """Take note of the events of one read from the socket."""
-        if not events:
-            return
-        if len(events) <= _FEW:  # the general way has a price of its own
-            for event in events:
-                self._received[event.route] += 1
-                self._latest[event.route] = event
-        else:
-            routes = [event.route for event in events]
-            self._received.update(routes)
-            self._latest.update(zip(routes, events, strict=True))
-        event = self._sample(events)
-        if event.route.event_type not in _TIMELESS:
-            self._legs["exchange_to_read"].observe(at_ms - event.timestamp_ms, len(events))
+    def received(self, reads: Sequence[tuple[list[Event], int]]) -> None:
+        """Take note of reads from the socket: the events of each, at least one, and when it was, in ms."""
+        events = [event for read, _ in reads for event in read]
+        routes = [event.route for event in events]
+        self._received.update(routes)
+        self._latest.update(zip(routes, events, strict=True))
+        for read, at_ms in reads:
+            event = self._sample(read)
+            if event.route.event_type not in _TIMELESS:
+                self._legs["exchange_to_read"].observe(at_ms - event.timestamp_ms, len(read))
         if len(self._latest) > _ROUTES_KEPT:
             self._fold()
 

@@ -90,6 +90,17 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # no types
         ):  # 3.0.12 does not pass it on, so brokers made topics of their own
             self._metadata.config["allow_auto_create_topics"] = self.config["allow_auto_create_topics"]
 
+    def partitions_for(self, topic: str) -> set[int]:
+        """Return the topic's partitions, waiting for them; from here on the brokers are asked for its metadata.
+
+        A broker that tells of all topics while none is named (the embedded one does; Kafka tells of none) would
+        have the library walk all their partitions at each request.
+        """
+        with contextlib.suppress(AttributeError):
+            self._metadata.add_topic(topic)
+        partitions: set[int] = super().partitions_for(topic)
+        return partitions
+
     @property
     def _transaction_manager(self) -> TransactionManager | None:
         return self._state
@@ -156,6 +167,7 @@ def _varint(number: int) -> bytes:
 
 _VARINTS = tuple(_varint(number) for number in range(16_384))
 _NULL = _varint(-1)
+_ONE_BYTE_EACH = 2  # attributes in front, the number of headers behind: both 0
 _BESIDE_THE_VALUE = 40  # bytes of a record: key, lengths, offset, time
 _MOST_TO_FILL = 131_072
 """Bytes of records that a smaller KAFKA_BATCH_SIZE may grow to before compression."""
@@ -323,32 +335,27 @@ class BatchAppender:
         keys, varints = self._keys, _VARINTS
         encoded: list[bytes] = []
         at = start
-        for at in range(start, len(events)):
-            event = events[at]
+        for event in events[start:]:
             value, timestamp = event.value, event.timestamp_ms
             key = keys.get(event.route.key) or self._encoded_key(event.route.key)
-            size, delta = len(value), timestamp - first_timestamp
-            body = b"".join(
-                (
-                    b"\0",  # attributes
-                    varints[delta] if 0 <= delta < 16_384 else _varint(delta),  # noqa: PLR2004
-                    varints[offset] if offset < 16_384 else _varint(offset),  # noqa: PLR2004
-                    key,
-                    varints[size] if size < 16_384 else _varint(size),  # noqa: PLR2004
-                    value,
-                    b"\0",  # no headers
-                )
-            )
-            size = len(body)
-            length = varints[size] if size < 16_384 else _varint(size)  # noqa: PLR2004
-            room -= size + len(length)
+            delta = timestamp - first_timestamp
+            try:
+                since = varints[delta] if delta >= 0 else _varint(delta)
+                number, size = varints[offset], varints[len(value)]
+                length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
+                whole = varints[length]
+            except IndexError:
+                since, number, size = _varint(delta), _varint(offset), _varint(len(value))
+                length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
+                whole = _varint(length)
+            room -= len(whole) + length
             if room < 0 and offset:
                 break
-            encoded += (length, body)
-            max_timestamp = max(timestamp, max_timestamp)
+            encoded += (whole, b"\0", since, number, key, size, value, b"\0")
+            if timestamp > max_timestamp:  # noqa: PLR1730 - a call costs more
+                max_timestamp = timestamp
             offset += 1
-        else:
-            at = len(events)
+            at += 1
         builder._buffer += b"".join(encoded)
         builder._max_timestamp = max_timestamp
         builder._num_records = offset

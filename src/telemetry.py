@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from src.lost import Ids
 
 _NAMED = 100  # streams in one log line
+_READS_NOTED = 256
+"""After so many reads from the socket they are counted, if nobody has asked and nothing was flushed."""
 _ON_DISK = {"messages_spooled", "messages_dead_lettered"}
 _UNDELIVERED = ("messages_dropped", "messages_spooled", "messages_dead_lettered", "kafka_failed", "mirror_failed")
 
@@ -36,6 +38,8 @@ class Telemetry:
         self._log = get_logger("service")
         self._lock = threading.Lock()  # guards all counts and _flow
         self._flow = Flow()
+        self._reads: list[tuple[list[Event], int]] = []
+        """What was read from the socket, counted at the next flush and before anybody is told a count."""
         self._counts: Counter[str] = Counter()
         self._by_reason: dict[str, Counter[str]] = {name: Counter() for name in REASONS}
         self._dropped_by_symbol: Counter[str] = Counter()
@@ -68,6 +72,7 @@ class Telemetry:
         return bool(self._lines) and self._lines <= {line for line, _ in self._open}
 
     def _metrics(self) -> dict[str, Any]:
+        self._count_reads()
         metrics: dict[str, Any] = {name: self._counts[name] for name in (*COUNTERS, *GAUGES)}
         metrics["connected"] = self._all_open()
         metrics["connections_open"] = len(self._open)
@@ -86,28 +91,42 @@ class Telemetry:
     # Between the exchange and the buffer
 
     def received(self, decoded: Decoded, at_ms: int) -> None:
-        """Count what one read from the socket held; its events are buffered from here on."""
-        events, skipped, replies, unenriched, _ = decoded
-        usual = not (skipped or replies or unenriched)
+        """Count what one read from the socket held; its events are buffered from here on.
+
+        Events are only noted here, since a thread that has just been woken is slow at whatever it does.
+        """
+        if decoded.events:
+            self._reads.append((decoded.events, at_ms))
+            if len(self._reads) >= _READS_NOTED:
+                with self._lock:
+                    self._count_reads()
+        skipped, unenriched = decoded.skipped, decoded.unenriched
+        if not (skipped or unenriched or decoded.replies):
+            return
         with self._lock:
             counts = self._counts
-            if events:
-                counts["messages_received"] += len(events)
-                counts["messages_buffered"] += len(events)
-                self._last_message_ms = at_ms
-                self._flow.received(events, at_ms)
-            if usual:
-                return
             counts["messages_received"] += len(skipped)
             counts["messages_skipped"] += len(skipped)
             counts["enrichment_failures"] += len(unenriched)
-            counts["control_messages"] += len(replies)
+            counts["control_messages"] += len(decoded.replies)
             for part in skipped:
                 self._by_reason["messages_skipped"][part.reason] += 1
         for part in skipped:
             self._warn("frame_skipped", part.reason, sample=part.sample.decode("utf-8", "backslashreplace"))
         for error in unenriched:
             self._warn("enrichment_failed", error)
+
+    def _count_reads(self) -> None:
+        """Count what was noted, under the lock: whatever else happened to an event is counted after that."""
+        if not self._reads:
+            return
+        reads = self._reads[:]
+        del self._reads[: len(reads)]  # others may have been noted meanwhile
+        count = sum(len(events) for events, _ in reads)
+        self._counts["messages_received"] += count
+        self._counts["messages_buffered"] += count
+        self._last_message_ms = reads[-1][1]
+        self._flow.received(reads)
 
     def duplicates(self, events: int) -> None:
         """Count events that were left out because they had been there."""
@@ -165,6 +184,7 @@ class Telemetry:
         """Take note of a batch that left the buffer, numbered, on its way to Kafka or to the disk."""
         now_ms = _now_ms()
         with self._lock:
+            self._count_reads()
             self._counts["buffer_flushes"] += 1
             self._flow.flushed(events, now_ms)
 
@@ -342,6 +362,7 @@ class Telemetry:
     def left_behind(self) -> None:
         """Count what a thread that died has left in memory; nothing after an orderly end."""
         with self._lock:
+            self._count_reads()
             buffered, in_flight = self._counts["messages_buffered"], self._counts["messages_in_flight"]
             for count, where in ((buffered, "messages_buffered"), (in_flight, "messages_in_flight")):
                 self._counts[where] -= count

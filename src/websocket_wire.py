@@ -25,6 +25,9 @@ MAX_FRAME = 16 * 1024 * 1024
 """The biggest depth frame seen is 34.5 KB; a frame or message beyond this is a broken or hostile peer's."""
 _FIN_TEXT, _FIN_BINARY = 0x81, 0x82
 _LENGTH_16 = 126
+_USUAL = struct.Struct(">HH")
+"""The header of a text frame of 126 to 65,535 bytes, as nearly all are: `_FIN_TEXT`, `_LENGTH_16`; the length."""
+_USUAL_START = _FIN_TEXT << 8 | _LENGTH_16
 _MASKED = 128
 
 
@@ -131,9 +134,20 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         ahead = self._ahead
         buffered, at = ahead.buffered, ahead.at
         end = len(buffered)
-        frames = []
+        frames: list[bytes] = []
         unusual = False
-        while end - at >= 2:  # noqa: PLR2004 - the shortest header
+        unpack = _USUAL.unpack_from
+        while True:
+            while at + 4 <= end:
+                kind, length = unpack(buffered, at)
+                start = at + 4
+                stop = start + length
+                if kind != _USUAL_START or stop > end:
+                    break
+                frames.append(buffered[start:stop])
+                at = stop
+            if end - at < 2:  # noqa: PLR2004 - the shortest header
+                break
             first, length = buffered[at], buffered[at + 1]
             if first not in (_FIN_TEXT, _FIN_BINARY) or length >= _MASKED:
                 unusual = True

@@ -123,7 +123,7 @@ class Rig:
         self.take(self.feed.events(count, **more))
 
     def take(self, events: list[Event]) -> None:
-        self.telemetry.received(Decoded(events, [], [], [], []), NOW)
+        self.telemetry.received(Decoded(events), NOW)
         started = time.monotonic()
         self.delivery.accept(events)
         self.slowest = max(self.slowest, time.monotonic() - started)

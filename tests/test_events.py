@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple, replace
 
 from src.decoder import EventDecoder
 from src.events import MAX_AHEAD_MS, Decoded, Topics
@@ -202,7 +203,7 @@ def test_a_wrapper_is_taken_off_however_it_is_written(frame: str) -> None:
     decoder = EventDecoder(TOPICS)
     for _ in range(2):
         decoded = decoder.decode(chunk, RECEIVED_MS)
-        assert_decoded(decoded._replace(events=decoded.events[1:]), frame)
+        assert_decoded(replace(decoded, events=decoded.events[1:]), frame)
 
 
 @pytest.mark.parametrize("payload", ["1", '"text"', "null", "true"])
@@ -603,7 +604,7 @@ def test_any_object_comes_out_as_it_was_with_our_fields_added(data: st.DataObjec
         {"stream": stream, "data": [payload]},
     ):
         frame = data.draw(written(value))
-        assert_decoded(decode(TRADE, frame)._replace(events=decode(frame).events), frame)
+        assert_decoded(replace(decode(TRADE, frame), events=decode(frame).events), frame)
 
 
 def _judged(frame: bytes) -> str | None:
@@ -690,7 +691,6 @@ _PIECES += [
 def test_a_chunk_is_the_sum_of_its_frames(frames: list[bytes]) -> None:
     together = EventDecoder(TOPICS).decode(frames, RECEIVED_MS)
     apart = [EventDecoder(TOPICS).decode([frame], RECEIVED_MS) for frame in frames]
-    summed = (
-        Decoded(*(list(chain.from_iterable(parts)) for parts in zip(*apart, strict=True))) if apart else together
-    )
+    parts = zip(*map(astuple, apart), strict=True) if apart else ()
+    summed = Decoded(*(list(chain.from_iterable(each)) for each in parts))
     assert _contents(together) == _contents(summed)

@@ -10,7 +10,7 @@ import pytest
 from src import flow
 from src.decoder import EventDecoder
 from src.events import Event, Topics
-from src.flow import BOUNDS_MS, Flow
+from src.flow import BOUNDS_MS, Flow, iso
 from src.telemetry import Telemetry
 
 READ_MS = 1_700_000_000_000
@@ -48,7 +48,7 @@ def bucket_of(counts: list[int]) -> float:
 def test_each_leg_is_measured_between_its_own_two_moments() -> None:
     moved = Flow()
     events = decoded(*[trade(event_ms=READ_MS - 40)] * 10)
-    moved.received(events, READ_MS)
+    moved.received([(events, READ_MS)])
     moved.flushed(events, READ_MS + 700)
     moved.acknowledged(events, READ_MS + 3_000)
     latency = moved.read().latency
@@ -65,7 +65,7 @@ def test_each_leg_is_measured_between_its_own_two_moments() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 100, 333])
 def test_a_batch_weighs_in_a_histogram_what_it_holds(count: int) -> None:
     moved = Flow()
-    moved.received(decoded(*[trade(event_ms=READ_MS - 5)] * count), READ_MS)
+    moved.received([(decoded(*[trade(event_ms=READ_MS - 5)] * count), READ_MS)])
     histogram = moved.read().latency["exchange_to_read"]
     assert sum(histogram["counts"]) == count
     assert histogram["sum_ms"] == 5 * count
@@ -76,7 +76,7 @@ def test_one_event_of_each_batch_stands_for_all_of_them_as_their_own_times_would
     moved, exact = Flow(), [0] * (len(BOUNDS_MS) + 1)
     for _ in range(400):
         ages = sorted((chooser.randrange(0, 800) for _ in range(50)), reverse=True)
-        moved.received(decoded(*(trade(event_ms=READ_MS - age) for age in ages)), READ_MS)
+        moved.received([(decoded(*(trade(event_ms=READ_MS - age) for age in ages)), READ_MS)])
         for age in ages:
             exact[bisect_left(BOUNDS_MS, age)] += 1
     sampled = moved.read().latency["exchange_to_read"]["counts"]
@@ -86,7 +86,7 @@ def test_one_event_of_each_batch_stands_for_all_of_them_as_their_own_times_would
 
 def test_a_clock_behind_that_of_the_exchange_gives_no_negative_latency() -> None:
     moved = Flow()
-    moved.received(decoded(trade(event_ms=READ_MS + 500)), READ_MS)
+    moved.received([(decoded(trade(event_ms=READ_MS + 500)), READ_MS)])
     histogram = moved.read().latency["exchange_to_read"]
     assert bucket_of(histogram["counts"]) == 1
     assert histogram["sum_ms"] == 0
@@ -95,7 +95,7 @@ def test_a_clock_behind_that_of_the_exchange_gives_no_negative_latency() -> None
 def test_an_event_without_a_time_of_its_own_has_no_latency_from_the_exchange() -> None:
     moved = Flow()
     events = decoded(b'{"stream":"btcusdt@bookTicker","data":{"u":1,"s":"BTCUSDT","b":"1","a":"2"}}')
-    moved.received(events, READ_MS)
+    moved.received([(events, READ_MS)])
     moved.flushed(events, READ_MS + 3)
     moved.acknowledged(events, READ_MS + 9)
     counted = {leg: sum(histogram["counts"]) for leg, histogram in moved.read().latency.items()}
@@ -116,8 +116,9 @@ def test_an_event_that_could_not_be_enriched_is_counted_and_disturbs_nothing() -
     moved = Flow()
     events = decoded(b'{"stream":"btcusdt@trade","data":{"e":17}}')
     assert events[0].route.event_type == "unenriched"
-    for step in (moved.received, moved.flushed, moved.acknowledged):
-        step(events, READ_MS)
+    moved.received([(events, READ_MS)])
+    moved.flushed(events, READ_MS)
+    moved.acknowledged(events, READ_MS)
     assert ("unenriched", "raw", 1, 1) in moved.read().kinds
 
 
@@ -150,11 +151,11 @@ def test_events_are_counted_by_type_and_topic_on_both_ends() -> None:
     events = decoded(
         trade(), trade("ETHUSDT"), frame("btcusdt@depth", '"e":"depthUpdate","E":%d,"s":"BTCUSDT"', 1)
     )
-    moved.received(events, READ_MS)
+    moved.received([(events, READ_MS)])
     moved.acknowledged(events[:1], READ_MS)
     expected = [("depth_update", "depth", 1, 0), ("trade", "trades", 2, 1)]
     assert sorted(moved.read().kinds) == expected
-    moved.received(events, READ_MS)
+    moved.received([(events, READ_MS)])
     assert sorted(moved.read().kinds) == [("depth_update", "depth", 2, 0), ("trade", "trades", 4, 1)]
 
 
@@ -162,7 +163,7 @@ def test_events_are_counted_by_type_and_topic_on_both_ends() -> None:
 def test_the_last_price_of_a_symbol_is_told_digit_for_digit(event_type: str) -> None:
     stream, fields, price = PRICED[event_type]
     moved = Flow()
-    moved.received(decoded(frame(stream, fields, READ_MS - 100)), READ_MS)
+    moved.received([(decoded(frame(stream, fields, READ_MS - 100)), READ_MS)])
     shown = moved.read().shown()["symbols"]["BTCUSDT"]
     assert shown == {"last_event_time": "2023-11-14T22:13:19.900Z", "price": price, "events": 1}
 
@@ -170,9 +171,9 @@ def test_the_last_price_of_a_symbol_is_told_digit_for_digit(event_type: str) -> 
 def test_the_newest_event_with_a_price_tells_it_and_the_newest_of_all_the_time() -> None:
     moved = Flow()
     depth = frame("btcusdt@depth", '"e":"depthUpdate","E":%d,"s":"BTCUSDT"', READ_MS)
-    moved.received(decoded(*[trade(event_ms=READ_MS - 10, price="5")] * 9, depth), READ_MS)
+    moved.received([(decoded(*[trade(event_ms=READ_MS - 10, price="5")] * 9, depth), READ_MS)])
     kline = frame(*PRICED["kline"][:2], READ_MS - 2000)
-    moved.received(decoded(kline), READ_MS)
+    moved.received([(decoded(kline), READ_MS)])
     shown = moved.read().shown()["symbols"]["BTCUSDT"]
     assert shown == {"last_event_time": "2023-11-14T22:13:20.000Z", "price": "5", "events": 11}
 
@@ -182,7 +183,7 @@ def test_a_price_that_is_none_is_none(value: bytes) -> None:
     event = decoded(trade())[0]
     event.value = b'{"e":"trade",' + value + b"}"
     moved = Flow()
-    moved.received([event], READ_MS)
+    moved.received([([event], READ_MS)])
     shown = moved.read().shown()["symbols"]["BTCUSDT"]
     assert shown["price"] in (None, "\ufffd")
 
@@ -193,7 +194,7 @@ def test_what_is_kept_is_bounded_and_nothing_is_miscounted_by_it(monkeypatch: py
     moved = Flow()
     for number in range(100):
         events = decoded(frame(f"s{number}@x", f'"e":"kind{number}","E":%d,"s":"S{number}"', READ_MS))
-        moved.received(events, READ_MS)
+        moved.received([(events, READ_MS)])
         moved.acknowledged(events, READ_MS)
     assert max(len(moved._received), len(moved._latest), len(moved._produced)) <= 6
     reading = moved.read()
@@ -214,3 +215,15 @@ def test_kinds_add_up_to_the_totals_of_the_same_status() -> None:
     assert status["messages_received"] - status["messages_skipped"] == 2
     assert sum(kind["produced"] for kind in status["kinds"]) == status["kafka_produced"] == 1
     assert "kinds" not in telemetry.snapshot()
+
+
+def test_reads_are_counted_before_anybody_is_told_and_notes_of_them_do_not_pile_up() -> None:
+    telemetry = Telemetry()
+    read = EventDecoder(TOPICS).decode([trade()], READ_MS)
+    for number in range(1, 1_001):
+        telemetry.received(read, READ_MS + number)
+        assert len(telemetry._reads) < 256
+    told = telemetry.status()
+    assert told["messages_received"] == told["messages_buffered"] == told["kinds"][0]["received"] == 1_000
+    assert told["last_message_time"] == iso(READ_MS + 1_000)
+    assert sum(telemetry.status()["latency"]["legs"]["exchange_to_read"]["counts"]) == 1_000

@@ -114,7 +114,7 @@ class Rig:
 
     def offer(self, events: list[Event]) -> None:
         """Send as the pipeline does."""
-        self.telemetry.received(Decoded(events, [], [], [], []), NOW)
+        self.telemetry.received(Decoded(events), NOW)
         started = time.monotonic()
         self.delivery.accept(events)
         self.slowest = max(self.slowest, time.monotonic() - started)
