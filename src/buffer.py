@@ -47,12 +47,12 @@ class Buffer:
                 self._room.wait_for(self._may_come)
             if self._closed:
                 return False
-            was = len(self._events)
-            self._events += events
-            if was == 0 and events:
+            held = self._events
+            was = len(held)
+            held += events
+            if not was and events:
                 self._first_at = time.monotonic()
-            filled = was < self._batch_size <= len(self._events)
-            if filled or self._first_at + self._batch_timeout < self._looks_at:
+            if was < self._batch_size <= len(held) or self._first_at + self._batch_timeout < self._looks_at:
                 self._due.notify()
             return True
 

@@ -118,16 +118,17 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         ahead = self._ahead
         ahead.heed_wake()
         ahead.wait_until = wait_until
-        while True:
-            if self._library_is_reading or not self._in_bulk:
-                return self._read_unusual()
-            if ahead.at < len(ahead.buffered):
-                frames, unusual = self._cut()
-                if frames:
-                    return frames, False
-                if unusual:
-                    return self._read_unusual()
-            ahead.fill()
+        incomplete = False
+        while self._in_bulk and not self._library_is_reading:
+            if incomplete or ahead.at >= len(ahead.buffered):
+                ahead.fill()
+            frames, unusual = self._cut()
+            if frames:
+                return frames, False
+            if unusual:
+                break
+            incomplete = True
+        return self._read_unusual()
 
     def _cut(self) -> tuple[list[bytes], bool]:
         """Cut whole plain frames off the buffer; say whether the next one is for the library."""
