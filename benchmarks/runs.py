@@ -152,6 +152,8 @@ class Task:
     settings: dict[str, str] = field(default_factory=dict)
     watch: Callable[[Look], None] | None = None
     """Called at each look at the topics."""
+    look_seconds: float = POLL_SECONDS
+    """Between two looks; each takes the caches of the cores that are measured."""
     follow: bool = False
     """Compare while it runs, and delete what was compared: for more records than the broker can keep."""
 
@@ -322,7 +324,7 @@ class Run:
                 frames = max(0, count - self._extra())
                 self._task.watch(Look(time.monotonic(), frames, self._child, self._monitoring))
             if seen < expected:
-                time.sleep(POLL_SECONDS)
+                time.sleep(self._task.look_seconds)
         return moved_at
 
     def _fault(self, count: int, exit_code: int) -> str:

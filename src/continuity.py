@@ -127,8 +127,7 @@ class Continuity:
         `opened` counts how often this one was opened, so that what is missing since is known for what it is.
         """
         routes = self._routes
-        out: list[Event] = []
-        append = out.append
+        out = events  # as long as nothing is left out or waits
         now = time.monotonic()
         with self._lock:
             if self._closed:
@@ -138,19 +137,19 @@ class Continuity:
             for event in events:
                 stream = routes.get(event.route)
                 if stream is None or stream.lane.queue:
-                    self._judge(event, source, out)
-                elif event.first_id == stream.next:
+                    out = self._judged(event, source, events, out)
+                    continue
+                if event.first_id == stream.next:
                     stream.next = event.last_id + 1
-                    stream.latest = event
-                    stream.received += 1
-                    append(event)
                 elif event.first_id == NO_ID and stream.source == source:  # only another one would double it
                     stream.taken_at = now
-                    stream.latest = event
-                    stream.received += 1
-                    append(event)
                 else:
-                    self._judge(event, source, out)
+                    out = self._judged(event, source, events, out)
+                    continue
+                stream.latest = event
+                stream.received += 1
+                if out is not events:
+                    out.append(event)
             if self._compared is not None:
                 self._compare(events, source)
             if self._late_ids:
@@ -341,6 +340,13 @@ class Continuity:
             self._closed = True
 
     # One event
+
+    def _judged(self, event: Event, source: int, events: list[Event], out: list[Event]) -> list[Event]:
+        """Judge an event that does not simply come next; return what is passed on, from here on a list of its own."""
+        if out is events:
+            out = events[: events.index(event)]
+        self._judge(event, source, out)
+        return out
 
     def _judge(self, event: Event, source: int, out: list[Event]) -> None:
         """Decide about one event that is not simply the next one."""
