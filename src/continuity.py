@@ -342,7 +342,7 @@ class Continuity:
     # One event
 
     def _judged(self, event: Event, source: int, events: list[Event], out: list[Event]) -> list[Event]:
-        """Judge an event that does not simply come next; return what is passed on, from here on a list of its own."""
+        """Judge an event that does not simply come next; return what passes, from here on a list of its own."""
         if out is events:
             out = events[: events.index(event)]
         self._judge(event, source, out)
