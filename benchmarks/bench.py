@@ -133,7 +133,7 @@ class Bench:
         settings = {"CONNECTION_BATCH_TIMEOUT_SECONDS": "5"}
         seconds = self._effort.usual_seconds
         for spacing in report.SPACINGS:
-            steady = Steady(seconds)
+            steady = Steady(seconds - USUAL_LOOK_SECONDS)  # the first look may come so late
             task = Task(
                 replace(PIPELINES["seeds"], tls=spacing == "tls"),
                 "realistic",

@@ -25,7 +25,7 @@ _SPY_SECONDS = 20.0
 
 
 class Moment(NamedTuple):
-    """Where a run stood when records had just come."""
+    """Where a run stood at a look that found new records; those of the buffer are not among them."""
 
     at: float
     frames: int

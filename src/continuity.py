@@ -124,7 +124,8 @@ class Continuity:
         """Pass on what came on one of the connections; return False, taking none, once closed.
 
         `source` is even or odd, and the next one is that of the other connection that may bring the same streams.
-        `opened` counts how often this one was opened, so that what is missing since is known for what it is.
+        `opened` counts how often this one was opened, so that what is missing since is known for what it is. Each
+        event is an object of its own.
         """
         routes = self._routes
         out = events  # as long as nothing is left out or waits
@@ -154,7 +155,7 @@ class Continuity:
                 self._compare(events, source)
             if self._late_ids:
                 self._tell_late()
-            if out and not self._buffer.put(out):
+            if out and not self._buffer.put(out):  # as in _pass_on, without the call
                 return False
             self._put += len(out)
             return True

@@ -114,8 +114,9 @@ class EventDecoder:
                 self._decode_unusual(frame, received_ms, decoded)
                 continue
             start = route.head_length
-            # All closing braces stand at the end: so no other member follows the payload in the wrapper. Where
-            # there are two, valid JSON ends with the second; where three, blanks may stand among them.
+            # All closing braces stand at the end: so no other member follows the payload in the wrapper. What
+            # begins with the head has two objects to close at least: behind a first brace at -2 stands the last
+            # one, behind one at -3 another and the last, or a blank and the last: hence the look at all three.
             closing = frame.find(b"}", start) - len(frame)
             if (
                 (closing != -2 and not (closing == -3 and frame.endswith(b"}}}")))  # noqa: PLR2004 - from the end

@@ -15,6 +15,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kafka import KafkaProducer, errors
@@ -89,17 +90,6 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # no types
             AttributeError
         ):  # 3.0.12 does not pass it on, so brokers made topics of their own
             self._metadata.config["allow_auto_create_topics"] = self.config["allow_auto_create_topics"]
-
-    def partitions_for(self, topic: str) -> set[int]:
-        """Return the topic's partitions, waiting for them; from here on the brokers are asked for its metadata.
-
-        A broker that tells of all topics while none is named (the embedded one does; Kafka tells of none) would
-        have the library walk all their partitions at each request.
-        """
-        with contextlib.suppress(AttributeError):
-            self._metadata.add_topic(topic)
-        partitions: set[int] = super().partitions_for(topic)
-        return partitions
 
     @property
     def _transaction_manager(self) -> TransactionManager | None:
@@ -335,17 +325,17 @@ class BatchAppender:
         keys, varints = self._keys, _VARINTS
         encoded: list[bytes] = []
         at = start
-        for event in events[start:]:
+        for event in islice(events, start, None):
             value, timestamp = event.value, event.timestamp_ms
             key = keys.get(event.route.key) or self._encoded_key(event.route.key)
             delta = timestamp - first_timestamp
+            since = varints[delta] if 0 <= delta < len(varints) else _varint(delta)  # often beyond, of a backlog
             try:
-                since = varints[delta] if delta >= 0 else _varint(delta)
                 number, size = varints[offset], varints[len(value)]
                 length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
                 whole = varints[length]
             except IndexError:
-                since, number, size = _varint(delta), _varint(offset), _varint(len(value))
+                number, size = _varint(offset), _varint(len(value))
                 length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
                 whole = _varint(length)
             room -= len(whole) + length

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 from bisect import bisect_left
 
 import pytest
 
 from src import flow
+from src import telemetry as telemetry_module
 from src.decoder import EventDecoder
 from src.events import Event, Topics
 from src.flow import BOUNDS_MS, Flow, iso
@@ -62,13 +64,22 @@ def test_each_leg_is_measured_between_its_own_two_moments() -> None:
     assert latency["flush_to_ack"]["sum_ms"] == 10 * 2_300
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 100, 333])
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 333])
 def test_a_batch_weighs_in_a_histogram_what_it_holds(count: int) -> None:
     moved = Flow()
     moved.received([(decoded(*[trade(event_ms=READ_MS - 5)] * count), READ_MS)])
     histogram = moved.read().latency["exchange_to_read"]
     assert sum(histogram["counts"]) == count
     assert histogram["sum_ms"] == 5 * count
+
+
+def test_each_read_is_measured_by_its_own_time() -> None:
+    moved = Flow()
+    event = decoded(trade(event_ms=READ_MS))
+    moved.received([(event, READ_MS + 5), (event * 3, READ_MS + 100), (event, READ_MS + 30_000)])
+    counts = moved.read().latency["exchange_to_read"]["counts"]
+    found = {bound: count for bound, count in zip(BOUNDS_MS, counts, strict=False) if count}
+    assert found == {5: 1, 100: 3, 30_000: 1}
 
 
 def test_one_event_of_each_batch_stands_for_all_of_them_as_their_own_times_would() -> None:
@@ -222,8 +233,42 @@ def test_reads_are_counted_before_anybody_is_told_and_notes_of_them_do_not_pile_
     read = EventDecoder(TOPICS).decode([trade()], READ_MS)
     for number in range(1, 1_001):
         telemetry.received(read, READ_MS + number)
-        assert len(telemetry._reads) < 256
+        assert len(telemetry._reads) < telemetry_module._READS_NOTED
     told = telemetry.status()
     assert told["messages_received"] == told["messages_buffered"] == told["kinds"][0]["received"] == 1_000
     assert told["last_message_time"] == iso(READ_MS + 1_000)
     assert sum(telemetry.status()["latency"]["legs"]["exchange_to_read"]["counts"]) == 1_000
+
+
+def test_a_read_that_holds_many_events_is_counted_at_once_and_kept_no_longer() -> None:
+    telemetry = Telemetry()
+    telemetry.received(EventDecoder(TOPICS).decode([trade()] * telemetry_module._MANY_AT_ONCE, READ_MS), READ_MS)
+    assert not telemetry._reads
+
+
+def test_the_equation_holds_in_every_snapshot_while_events_move_on_in_other_threads() -> None:
+    telemetry = Telemetry()
+    read = EventDecoder(TOPICS).decode([trade()] * 3, READ_MS)
+    ended = threading.Event()
+
+    def move_on() -> None:
+        while not ended.is_set():
+            telemetry.received(read, READ_MS)
+            telemetry.duplicates(1)
+            telemetry.offered(2)
+            telemetry.acknowledged(read.events[:2], 10)
+
+    movers = [threading.Thread(target=move_on) for _ in range(3)]
+    for mover in movers:
+        mover.start()
+    told = [telemetry.snapshot() for _ in range(2_000)]
+    ended.set()
+    for mover in movers:
+        mover.join()
+    told.append(telemetry.snapshot())
+    for counts in told:
+        on_their_way = counts["messages_buffered"] + counts["messages_in_flight"]
+        gone = counts["messages_duplicate"] + counts["kafka_produced"]
+        assert counts["messages_received"] == on_their_way + gone
+        assert min(counts["messages_buffered"], counts["messages_in_flight"]) >= 0
+    assert told[-1]["messages_received"] > told[0]["messages_received"]
