@@ -51,8 +51,8 @@ class Tls:
 
     def recv_into(self, block: memoryview) -> int:
         """Read and decrypt into `block` what is there; return how many bytes, 0 at the end of the stream."""
+        count = 0 if self.drained else self._decrypt(block)
         self.drained = False
-        count = self._decrypt(block)
         if not count and not self._ended:
             taken = self._take(block)
             count = self._decrypt(block)
