@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 
@@ -49,12 +49,12 @@ class Tls:
                 self.flush()
                 return
 
-    def recv_into(self, block: memoryview) -> int:
+    def recv_into(self, block: memoryview, size: int = 0, flags: int = 0) -> int:  # noqa: ARG002 - as of a socket
         """Read and decrypt into `block` what is there; return how many bytes, 0 at the end of the stream."""
         count = 0 if self.drained else self._decrypt(block)
         self.drained = False
         if not count and not self._ended:
-            taken = self._take(block)
+            taken = self._take(block, flags)
             count = self._decrypt(block)
             if self._leaving.pending:  # an answer to a change of keys
                 with contextlib.suppress(OSError):  # the next one that sends or reads will know
@@ -74,13 +74,13 @@ class Tls:
             if not self._unsent:
                 self._unsent = memoryview(self._leaving.read())
             try:
-                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+                self._unsent = self._unsent[self._sock.send(self._unsent, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "the socket is full") from None
 
-    def _take(self, block: memoryview) -> int:
+    def _take(self, block: memoryview, flags: int = 0) -> int:
         """Take what the kernel has, by way of `block`; return how many bytes."""
-        count = self._sock.recv_into(block)
+        count = self._sock.recv_into(block, 0, flags)
         if count:
             self._arrived.write(block[:count])
         else:

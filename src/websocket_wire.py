@@ -94,7 +94,7 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         try:
             self._ahead.connect(url)
             self.connect(url, socket=self._ahead, redirect_limit=0, suppress_origin=True)
-            self._ahead.step = ""
+            self._ahead.opened()
         except _NOT_OPENED as error:
             kind = NoEndpoint if getattr(error, "status_code", None) in _NOTHING_THERE else NotOpened
             raise kind(f"the {self._ahead.step} failed: {self._why(error)}", _retry_after(error)) from error

@@ -244,6 +244,32 @@ def strange_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(FrameReader, "_cut")
 
 
+def test_a_frame_that_comes_alone_is_waited_for_and_read_with_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened() as (reader, peer):
+        peer.sendall(frame(PAYLOAD))
+        read_all(reader, 1)
+        monkeypatch.setattr(reader._ahead, "_wait_for", lambda *_: pytest.fail("the socket was polled"))
+        for _ in range(3):
+            later = threading.Timer(0.03, peer.sendall, [frame(PAYLOAD)])
+            later.start()
+            assert read_all(reader, 1) == [PAYLOAD]
+            later.join()
+
+
+@pytest.mark.parametrize("after", [0.02, 0.3])
+def test_a_quiet_connection_is_woken_soon_and_its_time_is_kept(after: float) -> None:
+    with opened() as (reader, _):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            reader.read(began + after)
+        assert after <= time.monotonic() - began < after + 0.5
+        threading.Timer(after, reader.wake).start()
+        began = time.monotonic()
+        with pytest.raises(Woken):
+            reader.read(soon())
+        assert after - 0.01 <= time.monotonic() - began < after + 1.0
+
+
 @pytest.mark.usefixtures("strange_library")
 def test_a_library_with_other_insides_reads_every_frame() -> None:
     stream = frame(PAYLOAD) + frame(b"p", PING) + fragments(b"abcdef", TEXT, 3) + frame(b"x" * 126) + masked(b"m")
