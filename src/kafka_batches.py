@@ -158,6 +158,7 @@ def _varint(number: int) -> bytes:
 _VARINTS = tuple(_varint(number) for number in range(16_384))
 _NULL = _varint(-1)
 _ONE_BYTE_EACH = 2  # attributes in front, the number of headers behind: both 0
+_PARTS = 8  # of which a record is joined
 _BESIDE_THE_VALUE = 40  # bytes of a record: key, lengths, offset, time
 _MOST_TO_FILL = 131_072
 """Bytes of records that a smaller KAFKA_BATCH_SIZE may grow to before compression."""
@@ -324,7 +325,6 @@ class BatchAppender:
         first_timestamp, max_timestamp = builder._first_timestamp, builder._max_timestamp
         keys, varints = self._keys, _VARINTS
         encoded: list[bytes] = []
-        at = start
         for event in islice(events, start, None):
             value, timestamp = event.value, event.timestamp_ms
             key = keys.get(event.route.key) or self._encoded_key(event.route.key)
@@ -332,12 +332,10 @@ class BatchAppender:
             since = varints[delta] if 0 <= delta < len(varints) else _varint(delta)  # often beyond, of a backlog
             try:
                 number, size = varints[offset], varints[len(value)]
-                length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
-                whole = varints[length]
             except IndexError:
                 number, size = _varint(offset), _varint(len(value))
-                length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
-                whole = _varint(length)
+            length = len(since) + len(number) + len(key) + len(size) + len(value) + _ONE_BYTE_EACH
+            whole = varints[length] if length < len(varints) else _varint(length)
             room -= len(whole) + length
             if room < 0 and offset:
                 break
@@ -345,15 +343,15 @@ class BatchAppender:
             if timestamp > max_timestamp:  # noqa: PLR1730 - a call costs more
                 max_timestamp = timestamp
             offset += 1
-            at += 1
         builder._buffer += b"".join(encoded)
         builder._max_timestamp = max_timestamp
         builder._num_records = offset
         builder._last_offset = max(offset - 1, 0)
         records._next_offset = offset
         batch.last_append = now
-        batch._record_futures.events += events[start:at]
-        return at
+        done = start + len(encoded) // _PARTS
+        batch._record_futures.events += events[start:done]
+        return done
 
     def _encoded_key(self, key: bytes | None) -> bytes:
         if len(self._keys) > 100_000:  # noqa: PLR2004 - keys come from the input; the cache must end

@@ -23,7 +23,7 @@ T = TypeVar("T")
 READ_SIZE = 256 * 1024
 _NAP_SECONDS = 0.1
 """So long may a read of an open connection wait in the kernel, where `wake()` does not reach it."""
-_NAP = struct.pack("@ll", 0, int(_NAP_SECONDS * 1e6))
+_NAP = struct.pack("@ll", 0, int(_NAP_SECONDS * 1e6))  # a timeval
 
 
 class ConnectionLost(Exception):  # noqa: N818 - named after the fact
@@ -41,9 +41,9 @@ class ReadAheadSocket:
 
     Quacks like a socket as far as websocket-client uses one. Every wait, from connecting on, ends at
     `wait_until`, a moment of the monotonic clock, with TimeoutError however the bytes trickle in; and with
-    `Woken` as soon as another thread calls `wake()`, once it is open within 0.1 s. What has arrived is read even
-    when the moment has passed. Only one thread may do anything else: a TLS connection must not be read and written
-    at the same time.
+    `Woken` as soon as another thread calls `wake()`, of an open connection within 0.1 s. What has arrived is
+    read even when the moment has passed. Only one thread may do anything else: a TLS connection must not be read
+    and written at the same time.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,6 @@ class ReadAheadSocket:
         """The event that `_sock` is registered with `_poll` for; 0: it is not."""
         self._drained = False
         """Whether the last read left nothing that could be read at once."""
-        self._naps = False
         self._woken, self._waker = socket.socketpair()
         self._waker.settimeout(0)
         self._poll.register(self._woken, select.POLLIN)
@@ -85,7 +84,6 @@ class ReadAheadSocket:
         self.step = ""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _NAP)
         self._sock.settimeout(None)
-        self._naps = True
 
     def connect_to_any(self, addresses: list[tuple[Any, ...]]) -> None:
         """Open TCP to the first address that answers; none may use up the time of those after it."""
@@ -180,7 +178,7 @@ class ReadAheadSocket:
         asks all the same, since what has arrived is to be read.
         """
         left = self.wait_until - time.monotonic()
-        naps = self._naps and left > _NAP_SECONDS
+        naps = not self.step and left > _NAP_SECONDS
         if self._drained and left > 0 and not naps:
             self._wait_for(select.POLLIN, left)
         count = self._received(0 if naps else socket.MSG_DONTWAIT)
@@ -194,9 +192,9 @@ class ReadAheadSocket:
         """Read into the block what is there, waiting for the first of it; return how many bytes, 0 at the end."""
         source = self._tls or self._sock
         try:
-            count = source.recv_into(self._block, 0, flags)
+            count = source.recv_into(self._block, flags=flags)
         except (BlockingIOError, ssl.SSLWantReadError):
-            count = self._retried(lambda: source.recv_into(self._block, 0, socket.MSG_DONTWAIT), select.POLLIN)
+            count = self._retried(lambda: source.recv_into(self._block, flags=socket.MSG_DONTWAIT), select.POLLIN)
         self._drained = self._tls.drained if self._tls else 0 < count < READ_SIZE
         return count
 

@@ -49,7 +49,7 @@ class Tls:
                 self.flush()
                 return
 
-    def recv_into(self, block: memoryview, size: int = 0, flags: int = 0) -> int:  # noqa: ARG002 - as of a socket
+    def recv_into(self, block: memoryview, flags: int = 0) -> int:
         """Read and decrypt into `block` what is there; return how many bytes, 0 at the end of the stream."""
         count = 0 if self.drained else self._decrypt(block)
         self.drained = False
@@ -80,7 +80,7 @@ class Tls:
 
     def _take(self, block: memoryview, flags: int = 0) -> int:
         """Take what the kernel has, by way of `block`; return how many bytes."""
-        count = self._sock.recv_into(block, 0, flags)
+        count = self._sock.recv_into(block, flags=flags)
         if count:
             self._arrived.write(block[:count])
         else:

@@ -118,16 +118,15 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         ahead = self._ahead
         ahead.heed_wake()
         ahead.wait_until = wait_until
-        incomplete = False
         while self._in_bulk and not self._library_is_reading:
-            if incomplete or ahead.at >= len(ahead.buffered):
+            if ahead.at >= len(ahead.buffered):
                 ahead.fill()
             frames, unusual = self._cut()
             if frames:
                 return frames, False
             if unusual:
                 break
-            incomplete = True
+            ahead.fill()  # there is a part of a frame
         return self._read_unusual()
 
     def _cut(self) -> tuple[list[bytes], bool]:
@@ -139,9 +138,8 @@ class FrameReader(websocket.WebSocket):  # type: ignore[misc]  # websocket-clien
         unusual = False
         unpack = _USUAL.unpack_from
         while True:
-            while at + 4 <= end:
+            while (start := at + _USUAL.size) <= end:
                 kind, length = unpack(buffered, at)
-                start = at + 4
                 stop = start + length
                 if kind != _USUAL_START or stop > end:
                     break

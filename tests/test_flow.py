@@ -234,10 +234,13 @@ def test_reads_are_counted_before_anybody_is_told_and_notes_of_them_do_not_pile_
     for number in range(1, 1_001):
         telemetry.received(read, READ_MS + number)
         assert len(telemetry._reads) < telemetry_module._READS_NOTED
+    telemetry.received(read, READ_MS + 1_001)
+    telemetry.flushed(read.events)
+    assert not telemetry._reads
     told = telemetry.status()
-    assert told["messages_received"] == told["messages_buffered"] == told["kinds"][0]["received"] == 1_000
-    assert told["last_message_time"] == iso(READ_MS + 1_000)
-    assert sum(telemetry.status()["latency"]["legs"]["exchange_to_read"]["counts"]) == 1_000
+    assert told["messages_received"] == told["messages_buffered"] == told["kinds"][0]["received"] == 1_001
+    assert told["last_message_time"] == iso(READ_MS + 1_001)
+    assert sum(told["latency"]["legs"]["exchange_to_read"]["counts"]) == 1_001
 
 
 def test_a_read_that_holds_many_events_is_counted_at_once_and_kept_no_longer() -> None:

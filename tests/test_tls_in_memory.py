@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -37,9 +38,9 @@ class Counting(socket.socket):
 
     reads = 0
 
-    def recv_into(self, *arguments: object) -> int:
+    def recv_into(self, *arguments: Any, **named: Any) -> int:
         self.reads += 1
-        return super().recv_into(*arguments)  # type: ignore[arg-type]
+        return super().recv_into(*arguments, **named)
 
 
 class Pair:
@@ -194,3 +195,15 @@ def test_who_is_somebody_else_is_refused_and_told_so() -> None:
         both.peer.do_handshake()
     both.near.close()
     both.far.close()
+
+
+def test_sending_never_waits_for_the_other_side_though_reading_does() -> None:
+    with pair() as both, ThreadPoolExecutor(1) as pool:
+        both.near.settimeout(None)  # as of an open connection
+        both.ours.encrypt(b"x" * (8 << 20))
+        flushed = pool.submit(both.ours.flush)
+        try:
+            with pytest.raises(ssl.SSLWantWriteError):
+                flushed.result(5)
+        finally:
+            both.far.close()
